@@ -1,0 +1,51 @@
+"""Data goes one way: nobody imports upwards."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "whisper_lightning"
+MAY_IMPORT = {
+    "errors": set[str](),
+    "audio": {"errors"},
+    "text": {"errors"},
+    "metrics": {"errors"},
+    "loggers": {"errors"},
+    "data": {"errors", "audio", "text", "data"},
+    "model": {"errors", "audio", "text", "model"},
+    "callbacks": {"errors", "model", "metrics", "text", "callbacks"},
+    "cli": {"errors", "loggers", "data", "model", "callbacks", "text"},
+    "__main__": {"cli"},
+    "__init__": set[str](),
+}
+
+
+def imported(path: Path) -> set[str]:
+    """Names of our own modules that a file imports, and foreign ones as they are."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return names
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_one_way(path: Path) -> None:
+    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    names = imported(path)
+    ours = {name.split(".")[1] for name in names if name.startswith("whisper_lightning.")}
+    assert ours <= MAY_IMPORT[room], f"{room} must not import {ours - MAY_IMPORT[room]}"
+    assert not {name.split(".")[0] for name in names} & {"tools", "tests"}
+
+
+@pytest.mark.parametrize("leaf", ["audio", "text", "metrics", "errors"])
+def test_leaves_know_no_lightning(leaf: str) -> None:
+    assert not any(name.startswith("lightning") for name in imported(PACKAGE / f"{leaf}.py"))
+
+
+def test_files_stay_readable() -> None:
+    sizes = {path.name: path.read_text(encoding="utf-8").count("\n") for path in PACKAGE.rglob("*.py")}
+    assert {name: size for name, size in sizes.items() if size > 350} == {}

@@ -1,0 +1,97 @@
+"""The plan: every utterance once, equal epochs, equal ranks, little padding."""
+
+import numpy as np
+import pytest
+
+from whisper_lightning.data.plan import PlannedBatch, PlanOptions, plan_epoch
+from whisper_lightning.errors import UserError
+
+FULL = 30 * 16_000
+
+
+def corpus(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    seconds = np.clip(rng.lognormal(1.55, 0.4, count), 0.3, 30)
+    return (seconds * 16_000).astype(np.int32), (np.arange(count) // 50).astype(np.int32)
+
+
+def flat(steps: list[list[PlannedBatch]]) -> list[PlannedBatch]:
+    return [batch for step in steps for batch in step]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("share", [0.0, 0.15, 1.0])
+@pytest.mark.parametrize("cap", [None, 120.0])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_each_utterance_once_and_fitting(world_size: int, share: float, cap: float | None, shuffle: bool) -> None:
+    num_samples, shards = corpus(1003)
+    options = PlanOptions(16, FULL, share if shuffle else float(share == 1), cap)
+    steps = plan_epoch(num_samples, shards, options, seed=1, epoch=3, world_size=world_size, shuffle=shuffle)
+    assert all(len(step) == world_size for step in steps)
+    batches = flat(steps)
+    assert sorted(i for batch in batches for i in batch.indices) == list(range(1003))
+    for batch in batches:
+        assert 1 <= len(batch.indices) <= 16
+        assert batch.num_samples % 320 == 0
+        assert max(num_samples[list(batch.indices)]) <= batch.num_samples <= FULL
+        assert cap is None or len(batch.indices) == 1 or len(batch.indices) * batch.num_samples <= cap * 16_000
+
+
+@pytest.mark.parametrize("cap", [None, 90.0])
+def test_epochs_have_equally_many_batches(cap: float | None) -> None:
+    """Lightning caches the first epoch's length: longer epochs would silently lose utterances."""
+    num_samples, shards = corpus(997)
+    options = PlanOptions(16, FULL, 0.15, cap)
+    lengths = {len(plan_epoch(num_samples, shards, options, seed=1, epoch=e, world_size=2)) for e in range(20)}
+    assert len(lengths) == 1
+
+
+def test_pure_function_and_new_order_each_epoch() -> None:
+    num_samples, shards = corpus(300)
+    options = PlanOptions(8, FULL, 0.15)
+    first = plan_epoch(num_samples, shards, options, seed=1, epoch=0)
+    assert first == plan_epoch(num_samples, shards, options, seed=1, epoch=0)
+    assert first != plan_epoch(num_samples, shards, options, seed=1, epoch=1)
+    assert first != plan_epoch(num_samples, shards, options, seed=2, epoch=0)
+    together = {batch.indices for batch in flat(first)}
+    again = {batch.indices for batch in flat(plan_epoch(num_samples, shards, options, seed=1, epoch=1))}
+    assert not together & again, "the same company in each epoch"
+
+
+def test_batches_are_full_and_little_is_padding() -> None:
+    num_samples, shards = corpus(3200)
+    batches = flat(plan_epoch(num_samples, shards, PlanOptions(16, FULL), seed=1, epoch=0))
+    assert sum(len(batch.indices) == 16 for batch in batches) > 0.85 * len(batches)
+    padded = sum(len(batch.indices) * batch.num_samples for batch in batches)
+    assert num_samples.sum() / padded > 0.9
+
+
+def test_share_of_full_context() -> None:
+    num_samples, shards = corpus(2000)
+    batches = flat(plan_epoch(num_samples, shards, PlanOptions(16, FULL, 0.15), seed=1, epoch=0))
+    full = sum(len(batch.indices) for batch in batches if batch.num_samples == FULL)
+    assert full == pytest.approx(300, abs=12)
+
+
+def test_ranks_of_a_step_work_equally_long() -> None:
+    num_samples, shards = corpus(3200)
+    steps = plan_epoch(num_samples, shards, PlanOptions(16, FULL), seed=1, epoch=0, world_size=2)
+    work = np.array([[len(b.indices) * b.num_samples for b in step] for step in steps])
+    assert work.max(axis=1).sum() / work.mean(axis=1).sum() < 1.05
+
+
+def test_an_utterance_has_the_same_validation_context_at_every_world_size() -> None:
+    """Padding changes what is decoded: totals must not depend on the number of ranks."""
+    num_samples, shards = corpus(203)
+    contexts = []
+    for world_size in (1, 2, 4):
+        steps = plan_epoch(
+            num_samples, shards, PlanOptions(16, FULL), seed=1, epoch=0, world_size=world_size, shuffle=False
+        )
+        contexts.append({i: batch.num_samples for batch in flat(steps) for i in batch.indices})
+    assert contexts[0] == contexts[1] == contexts[2]
+
+
+def test_fewer_utterances_than_ranks_is_the_users_to_mend() -> None:
+    with pytest.raises(UserError, match="3 utterances"):
+        plan_epoch(*corpus(3), PlanOptions(16, FULL), seed=1, epoch=0, world_size=4)

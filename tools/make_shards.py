@@ -1,0 +1,47 @@
+"""Turn a CSV into a folder of shards apart from training.
+
+python tools/make_shards.py train.csv shards/train
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from whisper_lightning.data.build import build_shards
+from whisper_lightning.errors import UserError
+
+
+def main(args: list[str] | None = None) -> int:
+    """Build the shards and print what came out; 2 after a user's mistake."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("csv", type=Path, help="table of audio paths and sentences")
+    parser.add_argument("folder", type=Path, help="where the shards go")
+    parser.add_argument("--audio_root", type=Path, help="folder that audio paths are relative to")
+    parser.add_argument("--columns", nargs=2, metavar=("AUDIO", "SENTENCE"), help="names of the two columns")
+    parser.add_argument("--num_workers", type=int, help="processes; one per processor by default")
+    options = parser.parse_args(args)
+    try:
+        if not options.csv.is_file():
+            raise UserError(f"{options.csv}: no such file")
+        index = build_shards(
+            options.csv,
+            options.folder,
+            audio_root=options.audio_root,
+            columns=options.columns,
+            num_workers=options.num_workers,
+        )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    num_bytes = sum(shard["bytes"] for shard in index.info["shards"])
+    print(f"{len(index)} utterances, {index.info['total_seconds'] / 3600:.2f} h, {num_bytes / 1e6:.1f} MB")
+    rejected = index.info["rejected"]
+    print(f"{sum(rejected.values())} of {index.info['num_rows']} rows rejected {rejected or ''}")
+    print(f"reasons: {options.folder / 'rejected.csv'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,197 @@
+"""Decode, score and show: WER of each validation, tables of transcripts, CSV files of both."""
+
+from __future__ import annotations
+
+import io
+import logging
+import random
+from dataclasses import asdict, dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+from rich.console import Console
+from rich.table import Table
+
+from whisper_lightning.metrics import EditCounts, character_edits, word_edits
+from whisper_lightning.model.module import Decoded
+from whisper_lightning.text import normalize
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One utterance with its transcripts and errors."""
+
+    key: str
+    audio: str
+    reference: str
+    hypothesis: str
+    words: EditCounts
+    normalized_words: EditCounts
+    characters: EditCounts
+
+
+def score(key: str, audio: str, reference: str, hypothesis: str) -> Scored:
+    """Count the edits of one utterance: raw words, normalized words, characters."""
+    return Scored(
+        key,
+        audio,
+        reference,
+        hypothesis,
+        word_edits(reference, hypothesis),
+        word_edits(normalize(reference), normalize(hypothesis)),
+        character_edits(reference, hypothesis),
+    )
+
+
+class EvaluateWER(Callback):
+    """Scores each validation and test epoch over the whole corpus, and writes predictions.
+
+    Counts are summed over utterances and ranks and divided once. The first validation, before training, gives the
+    score to be bettered.
+
+    Args:
+        num_shown: Worst and as many random pairs that are shown on the terminal.
+
+    Attributes:
+        baseline: Metrics before training; empty when the run was resumed.
+        latest: Metrics of the last epoch scored.
+    """
+
+    def __init__(self, num_shown: int = 4) -> None:
+        self.num_shown = num_shown
+        self.baseline: dict[str, float] = {}
+        self.latest: dict[str, float] = {}
+        self._scored: list[Scored] = []
+        self._predicted: list[tuple[str, str, str]] = []
+        self._loss_sum, self._num_tokens = 0.0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep the baseline through a resume."""
+        return {"baseline": self.baseline}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the baseline of the interrupted run."""
+        self.baseline = state_dict["baseline"]
+
+    def _start(self, *_: Any) -> None:
+        self._scored, self._predicted = [], []
+        self._loss_sum, self._num_tokens = 0.0, 0
+
+    on_validation_epoch_start = on_test_epoch_start = on_predict_epoch_start = _start
+
+    def _collect(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, *_: Any) -> None:
+        assert isinstance(outputs, Decoded)
+        self._loss_sum += float(outputs.loss_sum)
+        self._num_tokens += outputs.num_tokens
+        columns = zip(batch.keys, batch.audio, batch.sentences, outputs.hypotheses, strict=True)
+        self._scored += [score(*row) for row in columns]
+
+    on_validation_batch_end = on_test_batch_end = _collect
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Score, log, show, write."""
+        context = f"decoded at {'its own length' if pl_module.context == 'dynamic' else 'full context'}"
+        name = f"step-{trainer.global_step:06d}"
+        metrics = self._finish(trainer, pl_module, "val", name, context)
+        if trainer.sanity_checking:
+            self.baseline = metrics
+            # Lightning logs nothing of a sanity check by itself.
+            for each in trainer.loggers:
+                each.log_metrics(metrics, step=0)
+        else:
+            pl_module.log_dict(metrics, rank_zero_only=True)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Score, log, show, write."""
+        pl_module.log_dict(self._finish(trainer, pl_module, "test", "test", "decoded at full context"))
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        """Collect transcripts."""
+        self._predicted += zip(batch.keys, batch.audio, outputs.hypotheses, strict=True)
+
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write predictions.csv into the run's folder."""
+        rows = sorted(_gather(trainer, self._predicted))
+        if trainer.is_global_zero:
+            path = Path(trainer.default_root_dir) / "predictions.csv"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pd.DataFrame(rows, columns=["key", "audio", "transcript"]).to_csv(path, index=False, encoding="utf-8")
+            logger.info("%d transcripts, decoded at full context: %s", len(rows), path)
+
+    def _finish(
+        self, trainer: Trainer, module: LightningModule, stage: str, name: str, context: str
+    ) -> dict[str, float]:
+        """Bring the ranks together and return the metrics, the same on every rank."""
+        rows = sorted(_gather(trainer, self._scored), key=lambda row: row.key)
+        sums = torch.tensor(_gather(trainer, [(self._loss_sum, self._num_tokens)]), dtype=torch.float64).sum(0)
+        words = reduce(EditCounts.plus, (row.words for row in rows), EditCounts())
+        normalized = reduce(EditCounts.plus, (row.normalized_words for row in rows), EditCounts())
+        characters = reduce(EditCounts.plus, (row.characters for row in rows), EditCounts())
+        self.latest = {
+            f"{stage}/loss": float(sums[0] / sums[1]),
+            f"{stage}/wer": words.percent,
+            f"{stage}/wer_normalized": normalized.percent,
+            f"{stage}/cer": characters.percent,
+            f"{stage}/substitutions": float(words.substitutions),
+            f"{stage}/deletions": float(words.deletions),
+            f"{stage}/insertions": float(words.insertions),
+        }
+        if trainer.is_global_zero:
+            title = f"{stage} at step {trainer.global_step}: WER {words.percent:.2f} %, {context}"
+            module.print(_render(title, _choose(rows, self.num_shown)))
+            _write(rows, Path(trainer.default_root_dir) / "transcripts" / f"{name}.csv")
+            for each in trainer.loggers:
+                if isinstance(each, WandbLogger):
+                    data = [[r.key, r.reference, r.hypothesis, r.words.percent] for r in rows[:1000]]
+                    each.log_table(f"{stage}/transcripts", ["key", "reference", "hypothesis", "wer"], data)
+        return self.latest
+
+
+def _gather(trainer: Trainer, rows: list[Any]) -> list[Any]:
+    """Join the rows of all ranks."""
+    if trainer.world_size == 1:
+        return rows
+    gathered: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(gathered, rows)
+    return [row for rank in gathered for row in rank]
+
+
+def _choose(rows: list[Scored], number: int) -> list[Scored]:
+    """Give the worst utterances and as many others; the same others each time, so that progress shows."""
+    worst = sorted(rows, key=lambda row: -row.words.errors)[:number]
+    rest = [row for row in rows if row not in worst]
+    return worst + random.Random(0).sample(rest, min(number, len(rest)))
+
+
+def _render(title: str, rows: list[Scored]) -> str:
+    table = Table(title=title, title_justify="left", show_lines=False)
+    table.add_column("WER %", justify="right")
+    table.add_column("reference")
+    table.add_column("hypothesis")
+    for row in rows:
+        table.add_row(f"{row.words.percent:.0f}", row.reference, row.hypothesis)
+    out = io.StringIO()
+    Console(file=out, width=120).print(table, markup=False)
+    return out.getvalue()
+
+
+def _write(rows: list[Scored], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    records = []
+    for row in rows:
+        record = asdict(row)
+        for name in ("words", "normalized_words", "characters"):
+            counts: EditCounts = getattr(row, name)
+            del record[name]
+            record |= {f"{name}_{field}": value for field, value in counts._asdict().items()}
+        records.append(record)
+    pd.DataFrame(records).to_csv(path, index=False, encoding="utf-8")

@@ -1,0 +1,201 @@
+"""The command line: named configurations, links, the run's folder, and what is said at the end."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ActionConfigFile, Namespace
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from whisper_lightning.callbacks.checkpoint import ExactResume, KeepBest
+from whisper_lightning.callbacks.speed import MeasureSpeed
+from whisper_lightning.callbacks.wer import EvaluateWER
+from whisper_lightning.data.datamodule import SpeechDataModule
+from whisper_lightning.errors import UserError
+from whisper_lightning.loggers import WandbOptions, make_loggers
+from whisper_lightning.model.module import WhisperModule
+from whisper_lightning.text import language_code
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FOLDERS = [Path(__file__).parent.parent / "configs", Path(__file__).parent / "configs"]
+"""Where shipped configurations are: in a checkout, and in an installed package."""
+
+
+def find_shipped(name: str) -> Path:
+    """Give the path of a configuration or of a file beside one; the working directory wins over what is shipped."""
+    for folder in [Path(), *CONFIG_FOLDERS]:
+        if (folder / name).exists():
+            return folder / name
+    return Path(name)
+
+
+class NamedConfig(ActionConfigFile):
+    """`--config rtx3060.yaml` from any working directory."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        """Replace the name by the path of a shipped file, where the working directory has none."""
+        path = find_shipped(str(values))
+        if not path.is_file():
+            shipped = sorted(path.name for folder in CONFIG_FOLDERS for path in folder.glob("*.yaml"))
+            raise UserError(f"--config: there is no file {values!r}; shipped are {', '.join(shipped)}")
+        super().__call__(parser, cfg, str(path.resolve()), option_string)
+
+
+class Parser(LightningArgumentParser):
+    """Raises a user's mistakes, so that `main` can show each as one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        """Raise `UserError` instead of printing the usage and exiting."""
+        raise UserError(" ".join(str(message).split())) from ex
+
+
+class WhisperCLI(LightningCLI):
+    """Command line > overlay > base.yaml > signature."""
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Let `--config` find shipped configurations."""
+        parser = Parser(**kwargs)
+        parser.add_argument("-c", "--config", action=NamedConfig, help="A configuration, shipped or your own (YAML).")
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the standing callbacks, each under a key of its own, and link what must be equal."""
+        parser.add_lightning_class_args(EvaluateWER, "evaluate")
+        parser.add_lightning_class_args(KeepBest, "best")
+        parser.add_lightning_class_args(ExactResume, "resume")
+        parser.add_lightning_class_args(MeasureSpeed, "speed")
+        parser.add_class_arguments(WandbOptions, "wandb")
+        parser.link_arguments("trainer.max_steps", "model.max_steps")
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+        for key in ("checkpoint", "language", "task", "context"):
+            parser.link_arguments(f"model.{key}", f"data.{key}")
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the command line as it is: Lightning would let a checkpoint's hyperparameters beat it."""
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse impossible combinations before any work, and find shipped files."""
+        config = self.config[self.config.subcommand]
+        for group, keys in (("data", ("train", "val", "test", "predict", "checkpoint")), ("model", ("checkpoint",))):
+            for key in keys:
+                if isinstance(config[group][key], str) and find_shipped(config[group][key]).exists():
+                    config[group][key] = str(find_shipped(config[group][key]))
+        language_code(config.model.language)
+        folder = Path(config.trainer.default_root_dir)
+        if config.subcommand == "fit" if "subcommand" in config else self.config.subcommand == "fit":
+            _check_fit(config)
+            _check_folder(config, folder)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Give the trainer its loggers."""
+        config = self.config_init[self.subcommand]
+        if config.trainer.logger in (None, True):
+            enabled = config.wandb.enabled and self.subcommand == "fit"
+            options = WandbOptions(enabled, config.wandb.project, config.wandb.name)
+            kwargs["logger"] = make_loggers(Path(config.trainer.default_root_dir), options)
+        if config.trainer.enable_progress_bar is not False:
+            # Drawing the bar reads the loss from the device: at every batch it would slow a GPU.
+            bar = TQDMProgressBar(refresh_rate=config.trainer.log_every_n_steps or 1)
+            kwargs["callbacks"] = [*(config.trainer.callbacks or []), bar]
+        trainer = super().instantiate_trainer(**kwargs)
+        for each in trainer.loggers:
+            if trainer.is_global_zero and self.subcommand == "fit":
+                self._dump_config()
+                each.log_hyperparams(self.config_dump)
+        return trainer
+
+    def after_fit(self) -> None:
+        """Decode with the best model at full context, and say what came out and how to use it."""
+        trainer, model, data = self.trainer, self.model, self.datamodule
+        folder = Path(trainer.default_root_dir) / "best"
+        if trainer.fast_dev_run or not folder.is_dir():  # type: ignore[attr-defined]
+            return
+        evaluate = next(c for c in trainer.callbacks if isinstance(c, EvaluateWER))  # type: ignore[attr-defined]
+        best = next(c for c in trainer.callbacks if isinstance(c, KeepBest))  # type: ignore[attr-defined]
+        model.load_pretrained(folder)
+        trainer.test(model, datamodule=data, verbose=False)
+        if not trainer.is_global_zero:
+            return
+        before = evaluate.baseline.get("val/wer")
+        lines = [f"WER {evaluate.latest['test/wer']:.2f} % on {data.sources['test']}, decoded at full context"]
+        if before is not None:
+            lines.append(f"Before training: {before:.2f} % on {data.sources['val']}")
+            if before <= best.wer:
+                lines.append("The model did not get better: train longer, or with another learning rate")
+        if data.test_is_val:
+            lines.append("The best step was chosen on these same utterances; for an unbiased figure give data.test")
+        lines.append(f"Best model (step {best.step}): {folder}")
+        lines.append(f'Use it: transformers.pipeline("automatic-speech-recognition", model="{folder.as_posix()}")')
+        logger.info("\n%s", "\n".join(lines))
+
+
+def _check_fit(config: Namespace) -> None:
+    """Refuse combinations that cannot train."""
+    trainer, model = config.trainer, config.model
+    if trainer.max_steps < 1:
+        raise UserError(f"trainer.max_steps: {trainer.max_steps}; the schedule needs a number of steps, such as 1000")
+    if model.warmup_steps >= trainer.max_steps:
+        raise UserError(
+            f"model.warmup_steps: {model.warmup_steps} is not below trainer.max_steps ({trainer.max_steps}); "
+            f"try {max(1, trainer.max_steps // 10)}"
+        )
+    every, group = trainer.val_check_interval, trainer.accumulate_grad_batches
+    if isinstance(every, int) and every % group:
+        raise UserError(
+            f"trainer.val_check_interval: {every} batches end inside an accumulation group of {group}; "
+            f"to validate every {every} steps set it to {every * group}"
+        )
+    share = config.data.val
+    if isinstance(share, float) and not 0 < share < 1:
+        raise UserError(f"data.val: {share} is no share of the training utterances; give 0.1, or a CSV")
+
+
+def _check_folder(config: Namespace, folder: Path) -> None:
+    """Find the checkpoint to resume from, or refuse a folder that already holds a run."""
+    last = folder / "checkpoints" / "last.ckpt"
+    if config.ckpt_path == "last":
+        config.ckpt_path = str(last)
+    if config.ckpt_path is not None:
+        if not Path(config.ckpt_path).is_file():
+            raise UserError(f"--ckpt_path: there is no checkpoint at {config.ckpt_path}")
+    elif (folder / "config.yaml").exists() and not config.trainer.fast_dev_run:
+        then = "continue it with --ckpt_path last" if last.is_file() else "delete the folder"
+        raise UserError(
+            f"trainer.default_root_dir: {folder} already holds a run; {then}, "
+            "or choose another folder with --trainer.default_root_dir runs/NAME"
+        )
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the command line; the one door for the shell, tests and notebooks.
+
+    Returns:
+        0, or 2 after a user's mistake, which was shown as one line.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for noisy in ("httpx", "transformers", "lightning.pytorch.utilities.rank_zero", "fsspec"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    base = [str(folder / "base.yaml") for folder in CONFIG_FOLDERS]
+    try:
+        WhisperCLI(
+            WhisperModule,
+            SpeechDataModule,
+            args=args,
+            auto_configure_optimizers=False,
+            seed_everything_default=42,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={name: {"default_config_files": base} for name in WhisperCLI.subcommands()},
+        )
+    except (UserError, MisconfigurationException) as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    return 0

@@ -1,0 +1,270 @@
+"""From the files a user names to the loaders Lightning asks for."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from lightning.pytorch import LightningDataModule
+from numpy.typing import NDArray
+
+from whisper_lightning.audio import SAMPLE_RATE_HZ, SAMPLES_PER_POSITION
+from whisper_lightning.data.build import build_shards
+from whisper_lightning.data.loader import BatchDataset, EpochLoader
+from whisper_lightning.data.plan import PlannedBatch, PlanOptions, plan_epoch
+from whisper_lightning.data.shards import Rejected, ShardIndex
+from whisper_lightning.errors import UserError
+from whisper_lightning.text import LabelEncoder, Task, load_config, load_processor
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Split:
+    """The utterances of one split that the model can take.
+
+    Attributes:
+        index: The shards.
+        members: Positions in the index, ascending.
+        rejected: What was left out, and why.
+        seconds: Speech, in seconds.
+    """
+
+    index: ShardIndex
+    members: NDArray[np.int64]
+    rejected: list[Rejected]
+
+    @property
+    def seconds(self) -> float:
+        """Speech of the members, in seconds."""
+        return float(self.index.num_samples[self.members].sum()) / SAMPLE_RATE_HZ
+
+
+class SpeechDataModule(LightningDataModule):
+    """Serves speech and transcripts from CSVs or folders of shards.
+
+    A CSV is turned into shards once, in a folder beside it (`train.csv` into `train.shards`); while the CSV does not
+    change they are used as they are.
+
+    Args:
+        train: CSV, or folder of shards.
+        val: CSV, folder of shards, or the share of the training utterances (0 to 1) to validate on.
+        test: CSV or folder of shards; what `val` is by default.
+        predict: CSV (sentences are not needed) or folder of shards to transcribe; what `test` is by default.
+        audio_root: Folder that audio paths are relative to; the CSV's own by default.
+        columns: Names of the audio and the sentence column; found by their usual names by default.
+        batch_size: Utterances per batch and device.
+        eval_batch_size: Utterances per batch and device in validation, test and prediction.
+        max_batch_seconds: Cap on the padded audio of a batch in seconds, to bound memory; longer batches get fewer
+            utterances.
+        full_share: With model.context dynamic, the share of training utterances that are padded to the full context
+            all the same, so that the model stays good there.
+        num_workers: Processes that read and decode audio.
+        max_rejected_fraction: Stop before training when more than this share of a CSV's rows is unusable.
+        seed: Seed of the shuffling; linked to seed_everything.
+        checkpoint: Linked to model.checkpoint.
+        language: Linked to model.language.
+        task: Linked to model.task.
+        context: Linked to model.context.
+    """
+
+    def __init__(
+        self,
+        train: str = "train.csv",
+        val: str | float = "test.csv",
+        test: str | None = None,
+        predict: str | None = None,
+        audio_root: str | None = None,
+        columns: list[str] | None = None,
+        batch_size: int = 16,
+        eval_batch_size: int = 16,
+        max_batch_seconds: float | None = None,
+        full_share: float = 0.15,
+        num_workers: int = 2,
+        max_rejected_fraction: float = 0.1,
+        seed: int = 42,
+        checkpoint: str = "openai/whisper-base",
+        language: str = "es",
+        task: Task = "transcribe",
+        context: Literal["full", "dynamic"] = "dynamic",
+    ) -> None:
+        super().__init__()
+        self.sources: dict[str, str | float] = {"train": train, "val": val}
+        self.sources["test"] = val if test is None else test
+        self.sources["predict"] = self.sources["test"] if predict is None else predict
+        self.audio_root = None if audio_root is None else Path(audio_root)
+        self.columns = columns
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.max_batch_seconds = max_batch_seconds
+        self.full_share = 1.0 if context == "full" else full_share
+        self.val_share = 1.0 if context == "full" else 0.0
+        self.num_workers = num_workers
+        self.max_rejected_fraction = max_rejected_fraction
+        self.seed = seed
+        config = load_config(checkpoint)
+        self.full_samples: int = config.max_source_positions * SAMPLES_PER_POSITION
+        self.max_label_tokens: int = config.max_target_positions
+        self.encoder = LabelEncoder(load_processor(checkpoint).tokenizer, language, task)
+        self.splits: dict[str, Split] = {}
+
+    @property
+    def test_is_val(self) -> bool:
+        """Whether the best model is chosen on the same utterances that are reported."""
+        return self.sources["test"] == self.sources["val"]
+
+    def prepare_data(self) -> None:
+        """Build missing shards, on one process of each machine."""
+        for name in self._needed():
+            self._shards(name)
+
+    def setup(self, stage: str) -> None:
+        """Open the shards, leave out what this model cannot take, and report it."""
+        for name in self._needed():
+            if name not in self.splits:
+                self.splits[name] = self._split(name)
+                self._check(name)
+        trainer = self.trainer
+        if trainer is not None and trainer.is_global_zero:
+            self._write_rejected(Path(trainer.default_root_dir) / "rejected.csv")
+
+    def _needed(self) -> list[str]:
+        assert self.trainer is not None
+        names = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"], "predict": ["predict"]}
+        return names[str(self.trainer.state.fn.value)]  # type: ignore[union-attr]
+
+    def _shards(self, name: str) -> ShardIndex:
+        """Open the folder of shards that holds a split, building it from a CSV if need be."""
+        source = self.sources[name]
+        if not isinstance(source, str):
+            source = self.sources["train"]
+            assert isinstance(source, str)
+        path = Path(source)
+        if path.is_dir():
+            return ShardIndex.open(path)
+        if not path.is_file():
+            raise UserError(f"data.{name}: there is no CSV and no folder of shards at {source!r}")
+        return build_shards(
+            path,
+            path.with_name(f"{path.stem}.shards"),
+            audio_root=self.audio_root,
+            columns=self.columns,
+            require_sentence=name != "predict",
+        )
+
+    def _split(self, name: str) -> Split:
+        index = self._shards(name)
+        members, rejected = self._admit(index)
+        share = self.sources["val"]
+        if isinstance(share, float) and name in ("train", "val", "test"):
+            order = np.random.Generator(np.random.PCG64(self.seed)).permutation(len(members))
+            cut = max(1, round(share * len(members)))
+            members = members[np.sort(order[cut:] if name == "train" else order[:cut])]
+        return Split(index, members, index.rejected() + rejected)
+
+    def _admit(self, index: ShardIndex) -> tuple[NDArray[np.int64], list[Rejected]]:
+        """Leave out utterances longer than the model's context or its longest label."""
+        rejected = []
+        admitted = np.ones(len(index), dtype=bool)
+        for i in np.flatnonzero(index.num_samples > self.full_samples):
+            text = index.read_text(int(i))
+            seconds, limit = index.num_samples[i] / SAMPLE_RATE_HZ, self.full_samples / SAMPLE_RATE_HZ
+            rejected.append(Rejected(text.row, text.audio, "too long", f"{seconds:.1f} s; the model takes {limit:g} s"))
+            admitted[i] = False
+        # A token has at least one byte, so only sentences with many bytes can have too many tokens.
+        for i in np.flatnonzero(index.table["text_bytes"] + 5 > self.max_label_tokens):
+            text = index.read_text(int(i))
+            num_tokens = len(self.encoder.encode(text.sentence))
+            if admitted[i] and num_tokens > self.max_label_tokens:
+                detail = f"{num_tokens} tokens; the model takes {self.max_label_tokens}"
+                rejected.append(Rejected(text.row, text.sentence, "too many tokens", detail))
+                admitted[i] = False
+        return np.flatnonzero(admitted), rejected
+
+    def _check(self, name: str) -> None:
+        """Say what was read and left out; stop when too much was.
+
+        Raises:
+            UserError: More than `max_rejected_fraction` of the rows, or all of them, are unusable.
+        """
+        split = self.splits[name]
+        num_rows = len(split.index) + len(split.index.rejected())
+        reasons = Counter(row.reason for row in split.rejected)
+        listed = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        summary = f"{name}: {len(split.members)} utterances, {split.seconds / 3600:.2f} h"
+        logger.info("%s; %d of %d rows rejected%s", summary, len(split.rejected), num_rows, listed and f": {listed}")
+        if len(split.members) == 0 or len(split.rejected) > self.max_rejected_fraction * num_rows:
+            path = self._write_rejected(Path(self.trainer.default_root_dir) / "rejected.csv")  # type: ignore[union-attr]
+            raise UserError(
+                f"data.{name}: {len(split.rejected)} of {num_rows} rows cannot be used ({listed}); see {path}. "
+                "Mend the CSV or the audio, or raise data.max_rejected_fraction "
+                f"(now {self.max_rejected_fraction:g})"
+            )
+
+    def _write_rejected(self, path: Path) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [
+            {"split": name, "row": row.row, "value": row.value, "reason": row.reason, "detail": row.detail}
+            for name, split in self.splits.items()
+            for row in split.rejected
+        ]
+        columns = ["split", "row", "value", "reason", "detail"]
+        pd.DataFrame(rows, columns=columns).to_csv(path, index=False, encoding="utf-8")
+        return path
+
+    def _loader(self, name: str, options: PlanOptions) -> EpochLoader:
+        trainer, split = self.trainer, self.splits[name]
+        assert trainer is not None
+        training = name == "train"
+
+        def plan(epoch: int) -> list[PlannedBatch]:
+            steps = plan_epoch(
+                split.index.num_samples[split.members],
+                split.index.table["shard"][split.members],
+                options,
+                seed=self.seed,
+                epoch=epoch if training else 0,
+                world_size=trainer.world_size,
+                shuffle=training,
+            )
+            own = [step[trainer.global_rank] for step in steps]
+            return [PlannedBatch(tuple(split.members[list(b.indices)].tolist()), b.num_samples) for b in own]
+
+        def position() -> tuple[int, int]:
+            loop = trainer.fit_loop
+            return loop.epoch_progress.current.processed, loop.epoch_loop.batch_progress.current.processed
+
+        return EpochLoader(
+            BatchDataset(split.index, self.encoder),
+            plan,
+            num_workers=self.num_workers,
+            pin_memory=trainer.strategy.root_device.type == "cuda",
+            position=position if training else None,
+        )
+
+    def train_dataloader(self) -> EpochLoader:
+        """Shuffled, in duration buckets, with a share at full context."""
+        return self._loader(
+            "train", PlanOptions(self.batch_size, self.full_samples, self.full_share, self.max_batch_seconds)
+        )
+
+    def val_dataloader(self) -> EpochLoader:
+        """Sorted by duration, at the utterances' own length unless the context is full."""
+        return self._evaluation_loader("val", self.val_share)
+
+    def test_dataloader(self) -> EpochLoader:
+        """Sorted, at full context, as other programs decode."""
+        return self._evaluation_loader("test", 1.0)
+
+    def predict_dataloader(self) -> EpochLoader:
+        """Sorted, at full context, as other programs decode."""
+        return self._evaluation_loader("predict", 1.0)
+
+    def _evaluation_loader(self, name: str, full_share: float) -> EpochLoader:
+        return self._loader(
+            name, PlanOptions(self.eval_batch_size, self.full_samples, full_share, self.max_batch_seconds)
+        )

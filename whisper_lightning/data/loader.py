@@ -1,0 +1,153 @@
+"""Planned batches to tensors: collation in worker processes, and a loader that starts at any batch of any epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from whisper_lightning.audio import SAMPLE_RATE_HZ, SAMPLES_PER_POSITION
+from whisper_lightning.data.plan import PlannedBatch
+from whisper_lightning.data.shards import ShardIndex, Utterance
+from whisper_lightning.text import LabelEncoder
+
+
+class Batch(NamedTuple):
+    """What a training, validation or prediction step gets.
+
+    Attributes:
+        keys: Name of each utterance, for error messages and tables.
+        waveforms: `(B, N)` float32, 16 kHz, right-padded with zeros.
+        decoder_input_ids: `(B, L)` int64: prompt and text, padded with the end token.
+        label_positions: `(K,)` int64: where in the flattened `(B * L)` decoder outputs a token is to be predicted.
+        label_tokens: `(K,)` int64: the token to be predicted there.
+        sentences: The reference transcript of each utterance, "" where there is none.
+        audio: Path of each utterance as the CSV has it.
+        audio_seconds: Speech in the batch without padding, in seconds.
+    """
+
+    keys: list[str]
+    waveforms: torch.Tensor
+    decoder_input_ids: torch.Tensor
+    label_positions: torch.Tensor
+    label_tokens: torch.Tensor
+    sentences: list[str]
+    audio: list[str]
+    audio_seconds: float
+
+
+def collate(utterances: list[Utterance], num_samples: int, encoder: LabelEncoder) -> Batch:
+    """Pad waveforms to `num_samples` and lay out decoder inputs and the tokens that count.
+
+    Positions are computed here, on the CPU, because a boolean mask on the device would cost a host sync each step.
+    """
+    assert num_samples % SAMPLES_PER_POSITION == 0
+    waveforms = torch.zeros(len(utterances), num_samples)
+    for row, utterance in enumerate(utterances):
+        waveforms[row, : len(utterance.waveform)] = utterance.waveform
+    labels = [encoder.encode(utterance.sentence) for utterance in utterances]
+    width = max(len(ids) for ids in labels) - 1
+    inputs = torch.full((len(labels), width), encoder.end)
+    positions, tokens = [], []
+    for row, ids in enumerate(labels):
+        inputs[row, : len(ids) - 1] = torch.tensor(ids[:-1])
+        positions.extend(range(row * width, row * width + len(ids) - 1))
+        tokens.extend(ids[1:])
+    return Batch(
+        keys=[utterance.key for utterance in utterances],
+        waveforms=waveforms,
+        decoder_input_ids=inputs,
+        label_positions=torch.tensor(positions),
+        label_tokens=torch.tensor(tokens),
+        sentences=[utterance.sentence for utterance in utterances],
+        audio=[utterance.audio for utterance in utterances],
+        audio_seconds=sum(len(utterance.waveform) for utterance in utterances) / SAMPLE_RATE_HZ,
+    )
+
+
+class BatchDataset(Dataset[Batch]):
+    """Reads and collates one planned batch; picklable, so that workers may be spawned (Windows, macOS)."""
+
+    def __init__(self, index: ShardIndex, encoder: LabelEncoder) -> None:
+        self.index = index
+        self.encoder = encoder
+
+    def __getitem__(self, planned: PlannedBatch) -> Batch:
+        """Read the utterances of `planned` and pad them to its context."""
+        return collate([self.index.read(i) for i in planned.indices], planned.num_samples, self.encoder)
+
+
+class EpochLoader:
+    """Serves one rank's batches of an epoch, from any batch on.
+
+    Lightning's traps that shape it (measured with 2.6): without `__len__` a resume loses a batch; the iterator is
+    made before `set_epoch` when a run resumes at the end of an epoch, so `__iter__` returns a lazy generator; `iter`
+    is called once too often, so it has no side effect; only rank 0's loader state is saved, so the state does not depend
+    on the rank.
+
+    Args:
+        dataset: Reads planned batches.
+        plan: Epoch to this rank's batches; equally many in every epoch.
+        num_workers: Reader processes; 0 reads in this process.
+        pin_memory: Page-locked batches, for asynchronous copies to a GPU.
+        position: Epoch and number of its batches that the trainer has finished; None outside training. A count of
+            what this loader yielded would be ahead of the trainer by what it prefetched.
+    """
+
+    def __init__(
+        self,
+        dataset: BatchDataset,
+        plan: Callable[[int], list[PlannedBatch]],
+        *,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        position: Callable[[], tuple[int, int]] | None = None,
+    ) -> None:
+        self.dataset = dataset
+        self._plan = plan
+        self._num_workers = num_workers
+        self._pin_memory = pin_memory
+        self._position = position
+        self._epoch = 0
+        self._resume = (0, 0)
+        self._length = len(plan(0))
+        # Lightning's set_epoch goes to `loader.sampler`; it reads `batch_sampler` beside it.
+        self.sampler = self
+        self.batch_sampler = None
+
+    def __len__(self) -> int:
+        return self._length
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next pass serves."""
+        self._epoch = epoch
+
+    def state_dict(self) -> dict[str, int]:
+        """Give the epoch and the batches of it that are done; the same on every rank."""
+        epoch, start = self._position() if self._position else (0, 0)
+        return {"epoch": epoch, "start": start}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Let the next pass over the saved epoch begin where it was left."""
+        self._resume = (state["epoch"], state["start"])
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._serve()
+
+    def _serve(self) -> Iterator[Batch]:
+        epoch = self._epoch
+        planned = self._plan(epoch)
+        assert len(planned) == self._length, "epochs of different length"
+        resumed_epoch, start = self._resume
+        if epoch == resumed_epoch:
+            planned = planned[start:]
+        yield from DataLoader(
+            self.dataset,
+            batch_size=None,
+            sampler=planned,
+            num_workers=self._num_workers,
+            pin_memory=self._pin_memory,
+            multiprocessing_context="spawn" if self._num_workers else None,
+        )

@@ -1,0 +1,1 @@
+"""Whisper, its training step and its decoding."""

@@ -1,0 +1,208 @@
+"""The training step."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from lightning.pytorch import LightningModule
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from whisper_lightning.audio import HOP_LENGTH, log_mel, mask_log_mel, mel_filters
+from whisper_lightning.errors import UserError
+from whisper_lightning.model.decode import greedy_decode
+from whisper_lightning.model.optim import Schedule, learning_rate_factor, parameter_groups
+from whisper_lightning.model.whisper import VariableLengthWhisper, label_loss, load_whisper, save_whisper
+from whisper_lightning.text import LabelEncoder, Task, load_processor
+
+GRADIENT_SCALE = 1 / 256
+"""Keeps the loss of a batch near 1, which float16 needs; a power of two, so that it costs no precision."""
+
+
+class SpeechBatch(Protocol):
+    """What the steps read of a batch; the loader documents the shapes."""
+
+    keys: list[str]
+    waveforms: torch.Tensor
+    decoder_input_ids: torch.Tensor
+    label_positions: torch.Tensor
+    label_tokens: torch.Tensor
+
+
+class Decoded(NamedTuple):
+    """What a validation, test or prediction step gives to the callbacks.
+
+    Attributes:
+        hypotheses: A transcript for each utterance.
+        loss_sum: Cross-entropy summed over the label tokens, a scalar.
+        num_tokens: Label tokens.
+    """
+
+    hypotheses: list[str]
+    loss_sum: torch.Tensor
+    num_tokens: int
+
+
+class WhisperModule(LightningModule):
+    """Fine-tunes a Whisper.
+
+    Args:
+        checkpoint: Hub name, or folder in Hugging Face layout.
+        random_weights: Start from random weights of that configuration instead of its weights.
+        language: Language of the speech, by code or English name.
+        task: What the decoder is asked for.
+        context: How long the encoder's input is: `full` is the model's own maximum (30 s for every published
+            Whisper), `dynamic` as long as the batch. Tests, predictions and the reported WER are at full context.
+        learning_rate: Peak learning rate.
+        warmup_steps: Optimizer steps of linear warm-up.
+        max_steps: Optimizer steps of the run; linked to trainer.max_steps.
+        schedule: Learning rate after the warm-up.
+        weight_decay: AdamW's decay, on matrices only.
+        activation_checkpointing: Recompute activations in the backward pass (non-reentrant): less memory, 1.3 times
+            the work.
+        max_tokens: Longest decoded transcript, in tokens.
+        spec_augment: Mask stretches of time and bands of frequency in training (Park et al. 2019).
+    """
+
+    def __init__(
+        self,
+        checkpoint: str = "openai/whisper-base",
+        random_weights: bool = False,
+        language: str = "es",
+        task: Task = "transcribe",
+        context: Literal["full", "dynamic"] = "dynamic",
+        learning_rate: float = 1e-5,
+        warmup_steps: int = 50,
+        max_steps: int = 100,
+        schedule: Schedule = "linear",
+        weight_decay: float = 0.01,
+        activation_checkpointing: bool = False,
+        max_tokens: int = 225,
+        spec_augment: bool = False,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.context = context
+        self.spec_augment = spec_augment
+        self.max_tokens = max_tokens
+        self.processor = load_processor(checkpoint)
+        self.encoder = LabelEncoder(self.processor.tokenizer, language, task)
+        self.whisper: VariableLengthWhisper = load_whisper(
+            checkpoint, random_weights=random_weights, language=language, task=task
+        )
+        if activation_checkpointing:
+            self.whisper.activation_checkpointing_enable({"use_reentrant": False})
+        self.full_frames: int = 2 * self.whisper.config.max_source_positions
+        self.register_buffer("filters", mel_filters(self.whisper.config.num_mel_bins), persistent=False)
+        self._group_sums: list[torch.Tensor] = []
+        self._group_tokens = 0
+        self._unchecked: list[tuple[list[str], torch.Tensor]] = []
+        self._step_metrics: dict[str, torch.Tensor] = {}
+
+    def training_step(self, batch: SpeechBatch, batch_idx: int) -> torch.Tensor:
+        """Log-mel, encoder, decoder, loss.
+
+        The loss of a step is the sum over all label tokens of its accumulation group, on all ranks, divided by their
+        number, which is known only when the group is complete: so a batch contributes its sum, and
+        `configure_gradient_clipping` divides the accumulated gradient.
+        """
+        features = self.log_mel(batch.waveforms)  # (B, F, T)
+        if self.spec_augment:
+            features = mask_log_mel(features)
+        states = self.whisper.model.encoder(features).last_hidden_state  # (B, S, D)
+        loss_sum = label_loss(self.whisper, states, batch.decoder_input_ids, batch.label_positions, batch.label_tokens)
+        self._group_sums.append(loss_sum.detach())
+        self._group_tokens += len(batch.label_tokens)
+        self._unchecked.append((batch.keys, loss_sum.detach()))
+        return loss_sum * GRADIENT_SCALE
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Turn the accumulated gradient of sums into that of the mean over the group's tokens, then clip its norm."""
+        totals = torch.stack([torch.stack(self._group_sums).sum(), self._group_sums[0].new_tensor(self._group_tokens)])
+        totals = self.trainer.strategy.reduce(totals, reduce_op="sum")
+        loss_sum, num_tokens = totals.unbind()
+        # Lightning has divided by the accumulation, DDP by the number of ranks.
+        undo = self.trainer.accumulate_grad_batches * self.trainer.world_size / GRADIENT_SCALE
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        torch._foreach_mul_([p.grad for p in parameters], undo / num_tokens)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val or torch.inf)
+        self._step_metrics = {"train/loss": loss_sum / num_tokens, "train/gradient_norm": norm}
+        self._group_sums, self._group_tokens = [], 0
+
+    def on_train_batch_end(self, outputs: Any, batch: SpeechBatch, batch_idx: int) -> None:
+        """Log what the finished optimizer step was, and look for a loss that is not a number at logging steps."""
+        if not self._step_metrics:
+            return
+        rate = float(self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+        self.log("train/loss", self._step_metrics["train/loss"], prog_bar=True)
+        self.log_dict({"train/gradient_norm": self._step_metrics["train/gradient_norm"], "train/learning_rate": rate})
+        self._step_metrics = {}
+        if self.global_step % self.trainer.log_every_n_steps == 0:
+            self.check_losses()
+
+    def check_losses(self) -> None:
+        """Stop the run if a loss since the last check is not finite, and name the utterances.
+
+        It waits for the device, so it is called at logging steps and before a checkpoint is written.
+
+        Raises:
+            UserError: With the keys of the first such batch.
+        """
+        unchecked, self._unchecked = self._unchecked, []
+        if not unchecked or bool(torch.isfinite(torch.stack([loss for _, loss in unchecked])).all()):
+            return
+        keys = next(keys for keys, loss in unchecked if not bool(torch.isfinite(loss)))
+        raise UserError(
+            f"the loss is not finite at step {self.global_step}, in the batch of utterances {', '.join(keys)}; "
+            "lower model.learning_rate, or look at these rows of the CSV"
+        )
+
+    def on_validation_start(self) -> None:
+        """Check the losses before a bad model is scored."""
+        self.check_losses()
+
+    def validation_step(self, batch: SpeechBatch, batch_idx: int) -> Decoded:
+        """Encode once; take loss and transcripts from the same states."""
+        states = self.whisper.model.encoder(self.log_mel(batch.waveforms)).last_hidden_state
+        loss_sum = label_loss(self.whisper, states, batch.decoder_input_ids, batch.label_positions, batch.label_tokens)
+        tokens = greedy_decode(self.whisper, states, self.encoder.prompt, self.max_tokens)
+        return Decoded([self.encoder.decode(row) for row in tokens], loss_sum, len(batch.label_tokens))
+
+    test_step = validation_step
+    predict_step = validation_step
+
+    def log_mel(self, waveforms: torch.Tensor) -> torch.Tensor:
+        """Turn `(B, N)` waveforms into `(B, F, N / 160)` features on their device, in float32."""
+        filters = self.get_buffer("filters")
+        return log_mel(waveforms, filters, waveforms.shape[1] // HOP_LENGTH, self.full_frames)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW (fused on a GPU) with a learning rate that is a function of the step."""
+        hparams = self.hparams
+        groups = parameter_groups(self.parameters(), hparams["weight_decay"])
+        # With float16 a fused AdamW would unscale inside, after our division and clipping.
+        fused = self.device.type == "cuda" and self.trainer.precision != "16-mixed"
+        optimizer = AdamW(groups, lr=hparams["learning_rate"], fused=fused)
+        factor = partial(
+            learning_rate_factor,
+            warmup_steps=hparams["warmup_steps"],
+            max_steps=hparams["max_steps"],
+            schedule=hparams["schedule"],
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write the model as a Hugging Face folder."""
+        save_whisper(self.whisper, self.processor, folder)
+
+    def load_pretrained(self, folder: Path) -> None:
+        """Take the weights of a Hugging Face folder that `save_pretrained` wrote."""
+        self.whisper.load_state_dict(VariableLengthWhisper.from_pretrained(folder, dtype=torch.float32).state_dict())
