@@ -1,4 +1,4 @@
-"""Tables of utterances to folders of shards: in parallel, restartable, the same bytes whatever the number of workers."""
+"""Tables of utterances to folders of shards: in parallel, restartable, the same bytes for any number of workers."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def _load_record(folder: Path, number: int, fingerprint: str) -> dict[str, Any] 
 
 def _stat(path: str) -> list[int] | None:
     try:
-        stat = os.stat(path)
+        stat = Path(path).stat()
     except (OSError, ValueError):
         return None
     return [stat.st_size, stat.st_mtime_ns]

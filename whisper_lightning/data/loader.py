@@ -84,8 +84,8 @@ class EpochLoader:
 
     Lightning's traps that shape it (measured with 2.6): without `__len__` a resume loses a batch; the iterator is
     made before `set_epoch` when a run resumes at the end of an epoch, so `__iter__` returns a lazy generator; `iter`
-    is called once too often, so it has no side effect; only rank 0's loader state is saved, so the state does not depend
-    on the rank.
+    is called once too often, so it has no side effect; only rank 0's loader state is saved, so the state does not
+    depend on the rank.
 
     Args:
         dataset: Reads planned batches.

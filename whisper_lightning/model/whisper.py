@@ -40,7 +40,9 @@ class VariableLengthWhisper(WhisperForConditionalGeneration):
 
     def __init__(self, config: WhisperConfig) -> None:
         super().__init__(config)
-        self.model.encoder = VariableLengthEncoder(config)
+        # An encoder made here anew would miss its sinusoidal positions, which transformers 5 fills in only from the
+        # outermost class; the class differs in `forward` alone, so the initialised one takes it on.
+        self.model.encoder.__class__ = VariableLengthEncoder
 
 
 def load_whisper(checkpoint: str, *, random_weights: bool, language: str, task: Task) -> VariableLengthWhisper:

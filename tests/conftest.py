@@ -1,0 +1,66 @@
+"""Data for the tests, made from what the quickstart ships."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart"
+MODEL = QUICKSTART / "model"
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail at once where something would be downloaded."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def two_threads() -> None:
+    torch.set_num_threads(2)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def copy_corpus(folder: Path, num_train: int = 24, num_test: int = 8) -> Path:
+    """Copy some clips of the quickstart into a folder with train.csv and test.csv."""
+    (folder / "audio").mkdir(parents=True)
+    for name, count in (("train.csv", num_train), ("test.csv", num_test)):
+        rows = read_rows(QUICKSTART / name)[:count]
+        with (folder / name).open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["audio", "sentence"])
+            for row in rows:
+                shutil.copy(QUICKSTART / row["audio"], folder / "audio")
+                writer.writerow([f"audio/{Path(row['audio']).name}", row["sentence"]])
+    return folder
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """A small corpus in a folder with blanks and accents in its name."""
+    return copy_corpus(tmp_path / "mis grabaciones en español")
+
+
+def quick_arguments(corpus: Path, run: Path) -> list[str]:
+    """Arguments of a fit of a few steps."""
+    return [
+        "fit",
+        "--config=quickstart.yaml",
+        f"--trainer.default_root_dir={run}",
+        f"--data.train={corpus / 'train.csv'}",
+        f"--data.val={corpus / 'test.csv'}",
+        "--trainer.max_steps=4",
+        "--trainer.val_check_interval=2",
+        "--trainer.log_every_n_steps=1",
+        "--trainer.enable_progress_bar=false",
+        "--model.warmup_steps=1",
+        "--model.max_tokens=10",
+        "--data.batch_size=8",
+    ]
