@@ -2,6 +2,8 @@
 
 import csv
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,3 +66,19 @@ def quick_arguments(corpus: Path, run: Path) -> list[str]:
         "--model.max_tokens=10",
         "--data.batch_size=8",
     ]
+
+
+@pytest.fixture(scope="session")
+def quickstart_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The quickstart as the README says to run it; the folder that it was run in."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    done = subprocess.run(
+        [sys.executable, "-m", "whisper_lightning", "fit", "--config", "quickstart.yaml"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
+    assert done.returncode == 0, done.stderr
+    (folder / "output.txt").write_text(done.stdout + done.stderr, encoding="utf-8")
+    return folder

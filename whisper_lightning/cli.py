@@ -11,7 +11,7 @@ from typing import Any
 from jsonargparse import ActionConfigFile, Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from whisper_lightning.callbacks.checkpoint import ExactResume, KeepBest
@@ -46,7 +46,7 @@ class NamedConfig(ActionConfigFile):
         if not path.is_file():
             shipped = sorted(path.name for folder in CONFIG_FOLDERS for path in folder.glob("*.yaml"))
             raise UserError(f"--config: there is no file {values!r}; shipped are {', '.join(shipped)}")
-        super().__call__(parser, cfg, str(path.resolve()), option_string)
+        super().__call__(parser, cfg, str(path.resolve()), option_string)  # type: ignore[no-untyped-call]
 
 
 class Parser(LightningArgumentParser):
@@ -55,6 +55,15 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Raise `UserError` instead of printing the usage and exiting."""
         raise UserError(" ".join(str(message).split())) from ex
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the run's config.yaml, without the checkpoint it was resumed from: `test` must not load that again."""
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, **kwargs: Any) -> None:
+        config = config.clone()
+        config.ckpt_path = None
+        super().__init__(parser, config, **kwargs)
 
 
 class WhisperCLI(LightningCLI):
@@ -90,9 +99,11 @@ class WhisperCLI(LightningCLI):
                     config[group][key] = str(find_shipped(config[group][key]))
         language_code(config.model.language)
         folder = Path(config.trainer.default_root_dir)
-        if config.subcommand == "fit" if "subcommand" in config else self.config.subcommand == "fit":
+        if self.config.subcommand == "fit":
             _check_fit(config)
             _check_folder(config, folder)
+        else:
+            self.save_config_callback = None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Give the trainer its loggers."""
@@ -192,6 +203,7 @@ def main(args: list[str] | None = None) -> int:
             args=args,
             auto_configure_optimizers=False,
             seed_everything_default=42,
+            save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={name: {"default_config_files": base} for name in WhisperCLI.subcommands()},
         )

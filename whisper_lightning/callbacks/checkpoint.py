@@ -49,7 +49,7 @@ class KeepBest(Callback):
             folder = Path(trainer.default_root_dir) / "best"
             fresh = folder.with_name("best.new")
             shutil.rmtree(fresh, ignore_errors=True)
-            pl_module.save_pretrained(fresh)
+            pl_module.save_pretrained(fresh)  # type: ignore[operator]
             shutil.rmtree(folder, ignore_errors=True)
             fresh.rename(folder)
 

@@ -84,7 +84,9 @@ class EvaluateWER(Callback):
         self._scored, self._predicted = [], []
         self._loss_sum, self._num_tokens = 0.0, 0
 
-    on_validation_epoch_start = on_test_epoch_start = on_predict_epoch_start = _start
+    on_validation_epoch_start = _start  # type: ignore[assignment]
+    on_test_epoch_start = _start  # type: ignore[assignment]
+    on_predict_epoch_start = _start  # type: ignore[assignment]
 
     def _collect(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, *_: Any) -> None:
         assert isinstance(outputs, Decoded)
@@ -93,7 +95,8 @@ class EvaluateWER(Callback):
         columns = zip(batch.keys, batch.audio, batch.sentences, outputs.hypotheses, strict=True)
         self._scored += [score(*row) for row in columns]
 
-    on_validation_batch_end = on_test_batch_end = _collect
+    on_validation_batch_end = _collect  # type: ignore[assignment]
+    on_test_batch_end = _collect  # type: ignore[assignment]
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score, log, show, write."""

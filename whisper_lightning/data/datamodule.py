@@ -76,7 +76,7 @@ class SpeechDataModule(LightningDataModule):
     def __init__(
         self,
         train: str = "train.csv",
-        val: str | float = "test.csv",
+        val: float | str = "test.csv",
         test: str | None = None,
         predict: str | None = None,
         audio_root: str | None = None,
@@ -236,7 +236,7 @@ class SpeechDataModule(LightningDataModule):
 
         def position() -> tuple[int, int]:
             loop = trainer.fit_loop
-            return loop.epoch_progress.current.processed, loop.epoch_loop.batch_progress.current.processed
+            return loop.epoch_progress.current.processed, loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
 
         return EpochLoader(
             BatchDataset(split.index, self.encoder),

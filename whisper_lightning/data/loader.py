@@ -50,7 +50,8 @@ def collate(utterances: list[Utterance], num_samples: int, encoder: LabelEncoder
     labels = [encoder.encode(utterance.sentence) for utterance in utterances]
     width = max(len(ids) for ids in labels) - 1
     inputs = torch.full((len(labels), width), encoder.end)
-    positions, tokens = [], []
+    positions: list[int] = []
+    tokens: list[int] = []
     for row, ids in enumerate(labels):
         inputs[row, : len(ids) - 1] = torch.tensor(ids[:-1])
         positions.extend(range(row * width, row * width + len(ids) - 1))

@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from whisper_lightning.errors import UserError
 
@@ -65,14 +65,14 @@ def read_manifest(
             file.seek(0)
             # Common Voice's TSV has unpaired quotes; with tabs nothing needs quoting.
             separator = max("\t;,", key=first_line.count)
-            quoting = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
-            records = csv.reader(file, delimiter=separator, quoting=quoting)
+            quotes: dict[str, Any] = {"quoting": csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL}
+            records = csv.reader(file, delimiter=separator, **quotes)
             header = [name.strip() for name in next(records)]
             headless = any(name.lower().endswith(AUDIO_SUFFIXES) for name in header)
             if headless:
                 header = ["audio", "sentence", *(f"column{i}" for i in range(3, len(header) + 1))][: len(header)]
                 file.seek(0)
-                records = csv.reader(file, delimiter=separator, quoting=quoting)
+                records = csv.reader(file, delimiter=separator, **quotes)
             audio, sentence = _find_columns(path, header, columns, require_sentence)
             for row, record in enumerate(records, start=1 if headless else 2):
                 if record:

@@ -145,7 +145,7 @@ class WhisperModule(LightningModule):
         self.log("train/loss", self._step_metrics["train/loss"], prog_bar=True)
         self.log_dict({"train/gradient_norm": self._step_metrics["train/gradient_norm"], "train/learning_rate": rate})
         self._step_metrics = {}
-        if self.global_step % self.trainer.log_every_n_steps == 0:
+        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.check_losses()
 
     def check_losses(self) -> None:
@@ -169,14 +169,14 @@ class WhisperModule(LightningModule):
         """Check the losses before a bad model is scored."""
         self.check_losses()
 
-    def validation_step(self, batch: SpeechBatch, batch_idx: int) -> Decoded:
+    def validation_step(self, batch: SpeechBatch, batch_idx: int) -> Decoded:  # type: ignore[override]
         """Encode once; take loss and transcripts from the same states."""
         states = self.whisper.model.encoder(self.log_mel(batch.waveforms)).last_hidden_state
         loss_sum = label_loss(self.whisper, states, batch.decoder_input_ids, batch.label_positions, batch.label_tokens)
         tokens = greedy_decode(self.whisper, states, self.encoder.prompt, self.max_tokens)
         return Decoded([self.encoder.decode(row) for row in tokens], loss_sum, len(batch.label_tokens))
 
-    test_step = validation_step
+    test_step = validation_step  # type: ignore[assignment]
     predict_step = validation_step
 
     def log_mel(self, waveforms: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,61 @@
+"""Decoding on a trained model: transformers' `generate` and `pipeline` give the same."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import soundfile
+import torch
+from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, pipeline
+
+from tests.conftest import QUICKSTART, read_rows
+from whisper_lightning.data.shards import ShardIndex
+from whisper_lightning.model.decode import greedy_decode
+from whisper_lightning.model.module import WhisperModule
+
+
+@pytest.fixture(scope="module")
+def module(quickstart_run: Path) -> WhisperModule:
+    return WhisperModule(checkpoint=str(quickstart_run / "runs" / "quickstart" / "best")).eval()
+
+
+@pytest.fixture(scope="module")
+def features(quickstart_run: Path) -> torch.Tensor:
+    extractor = WhisperFeatureExtractor.from_pretrained(quickstart_run / "runs" / "quickstart" / "best")
+    clips = [soundfile.read(QUICKSTART / row["audio"])[0] for row in read_rows(QUICKSTART / "test.csv")]
+    found: torch.Tensor = extractor(clips, sampling_rate=16_000, return_tensors="pt").input_features
+    return found
+
+
+@pytest.mark.parametrize("max_tokens", [3, 50])
+def test_same_tokens_as_generate(
+    module: WhisperModule, quickstart_run: Path, features: torch.Tensor, max_tokens: int
+) -> None:
+    reference = WhisperForConditionalGeneration.from_pretrained(quickstart_run / "runs" / "quickstart" / "best").eval()
+    expected = reference.generate(features, max_new_tokens=max_tokens, num_beams=1)
+    with torch.no_grad():
+        states = module.whisper.model.encoder(features).last_hidden_state
+    ours = greedy_decode(module.whisper, states, module.encoder.prompt, max_tokens)
+    special = {*module.encoder.prompt, module.encoder.end}
+    assert ours == [[token for token in row if token not in special] for row in expected.tolist()]
+    assert len({tuple(row) for row in ours}) > 20 or max_tokens == 3
+
+
+def test_rows_that_end_early_change_nothing_in_the_others(module: WhisperModule, features: torch.Tensor) -> None:
+    with torch.no_grad():
+        states = module.whisper.model.encoder(features[:12]).last_hidden_state
+    together = greedy_decode(module.whisper, states, module.encoder.prompt, 50)
+    alone = [greedy_decode(module.whisper, states[i : i + 1], module.encoder.prompt, 50)[0] for i in range(12)]
+    assert together == alone
+
+
+def test_pipeline_gives_our_text(quickstart_run: Path) -> None:
+    """What the last line of `fit` says to type; the transcripts are those that the reported WER counts."""
+    run = quickstart_run / "runs" / "quickstart"
+    recognize = pipeline("automatic-speech-recognition", model=str(run / "best"))
+    scored = pd.read_csv(run / "transcripts" / "test.csv", keep_default_na=False)
+    shards = ShardIndex.open(QUICKSTART / "test.shards")
+    waveforms = {shards.read(i).key: shards.read(i).waveform.numpy() for i in range(len(shards))}
+    for _, row in scored.iterrows():
+        heard = recognize({"raw": waveforms[f"{row['key']:08d}"], "sampling_rate": 16_000})
+        assert heard["text"].strip() == row["hypothesis"]

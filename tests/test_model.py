@@ -1,0 +1,164 @@
+"""The model against transformers: loss, gradients, context, accumulation, learning rate."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+from tests.conftest import MODEL
+from whisper_lightning.data.loader import Batch, collate
+from whisper_lightning.data.shards import Utterance
+from whisper_lightning.errors import UserError
+from whisper_lightning.model.module import WhisperModule
+from whisper_lightning.model.optim import learning_rate_factor, parameter_groups
+from whisper_lightning.model.whisper import label_loss, load_whisper
+from whisper_lightning.text import IGNORE_INDEX
+
+SENTENCES = ["enciende la luz de la cocina", "apaga la radio", "sube la música del baño", "baja la luz"]
+
+
+def make_module(**options: object) -> WhisperModule:
+    torch.manual_seed(0)
+    return WhisperModule(checkpoint=str(MODEL), random_weights=True, **options)  # type: ignore[arg-type]
+
+
+def make_batch(module: WhisperModule, rows: slice = slice(None), num_samples: int = 64_000) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    utterances = [
+        Utterance(f"{i}", 0.1 * torch.randn(20_000 + 8_000 * i, generator=generator), sentence, i, "", {})
+        for i, sentence in enumerate(SENTENCES)
+    ]
+    return collate(utterances[rows], num_samples, module.encoder)
+
+
+def reference_model(module: WhisperModule) -> WhisperForConditionalGeneration:
+    reference = WhisperForConditionalGeneration(module.whisper.config)
+    assert reference.load_state_dict(module.whisper.state_dict()).missing_keys == []
+    return reference
+
+
+def padded_labels(module: WhisperModule, batch: Batch) -> torch.Tensor:
+    """Labels as transformers takes them, padded with -100."""
+    labels = torch.full(batch.decoder_input_ids.shape, IGNORE_INDEX)
+    for row, sentence in enumerate(batch.sentences):
+        ids = module.encoder.encode(sentence)[1:]
+        labels[row, : len(ids)] = torch.tensor(ids)
+    return labels
+
+
+def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def test_loss_and_gradients_equal_transformers_at_full_context() -> None:
+    module = make_module()
+    batch = make_batch(module)
+    reference = reference_model(module)
+    features = module.log_mel(batch.waveforms)
+    expected = reference(
+        input_features=features, decoder_input_ids=batch.decoder_input_ids, labels=padded_labels(module, batch)
+    ).loss
+    expected.backward()
+    ours = loss_of(module, batch)
+    ours.backward()  # type: ignore[no-untyped-call]
+    assert float(ours) == pytest.approx(float(expected), rel=1e-6)
+    gradients = {name: p.grad for name, p in reference.named_parameters() if p.grad is not None}
+    for name, parameter in module.whisper.named_parameters():
+        if name in gradients:
+            assert parameter.grad is not None
+            assert relative(parameter.grad, gradients[name]) < 1e-5, name
+
+
+def loss_of(module: WhisperModule, batch: Batch) -> torch.Tensor:
+    states = module.whisper.model.encoder(module.log_mel(batch.waveforms)).last_hidden_state
+    total = label_loss(module.whisper, states, batch.decoder_input_ids, batch.label_positions, batch.label_tokens)
+    return total / len(batch.label_tokens)
+
+
+def test_a_shorter_context_equals_transformers_with_that_maximum() -> None:
+    """The encoder at 1.28 s is the encoder of a model whose maximum is 1.28 s."""
+    module = make_module()
+    features = torch.randn(2, 80, 128)
+    config = WhisperConfig.from_dict({**module.whisper.config.to_dict(), "max_source_positions": 64})
+    reference = WhisperForConditionalGeneration(config)
+    state = module.whisper.state_dict()
+    key = "model.encoder.embed_positions.weight"
+    reference.load_state_dict(state | {key: state[key][:64]})
+    expected = reference.model.encoder(features).last_hidden_state
+    assert torch.allclose(module.whisper.model.encoder(features).last_hidden_state, expected, atol=1e-6)
+
+
+def test_random_weights_have_sinusoidal_positions() -> None:
+    positions = make_module().whisper.model.encoder.embed_positions.weight
+    assert float(positions[0, :32].abs().max()) == 0.0
+    assert torch.equal(positions[0, 32:], torch.ones(32))
+
+
+def test_activation_checkpointing_changes_no_gradient() -> None:
+    gradients = []
+    for on in (False, True):
+        module = make_module(activation_checkpointing=on).train()
+        loss_of(module, make_batch(module)).backward()  # type: ignore[no-untyped-call]
+        gradients.append([p.grad for p in module.parameters() if p.grad is not None])
+    assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(*gradients, strict=True))
+
+
+def test_padding_of_the_batch_changes_no_loss_at_equal_context() -> None:
+    """Sum over the batch = sum over its utterances one by one."""
+    module = make_module()
+    together = make_batch(module)
+    total = loss_of(module, together) * len(together.label_tokens)
+    parts = [make_batch(module, slice(i, i + 1)) for i in range(4)]
+    assert float(total) == pytest.approx(sum(float(loss_of(module, b)) * len(b.label_tokens) for b in parts), rel=1e-5)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_learning_rate(schedule: str) -> None:
+    factors = [
+        learning_rate_factor(step, warmup_steps=10, max_steps=100, schedule=schedule)  # type: ignore[arg-type]
+        for step in range(100)
+    ]
+    assert factors[0] == pytest.approx(0.1)
+    assert max(factors) == factors[9] == factors[10] == 1.0
+    assert all(a >= b for a, b in pairwise(factors[9:]))
+    assert factors[-1] == 1.0 if schedule == "constant" else 0 < factors[-1] < 0.02
+
+
+def test_only_matrices_decay() -> None:
+    module = make_module()
+    decayed, plain = parameter_groups(module.parameters(), 0.1)
+    assert all(p.ndim >= 2 for p in decayed["params"])
+    assert all(p.ndim < 2 for p in plain["params"])
+    assert plain["weight_decay"] == 0
+    frozen = module.whisper.model.encoder.embed_positions.weight
+    assert not any(p is frozen for p in decayed["params"])
+
+
+def test_a_folder_without_weights_names_the_remedy() -> None:
+    with pytest.raises(UserError, match="random_weights"):
+        load_whisper(str(MODEL), random_weights=False, language="es", task="transcribe")
+
+
+def test_saved_generation_config(tmp_path: Path) -> None:
+    module = make_module(language="Spanish")
+    module.save_pretrained(tmp_path)
+    loaded = WhisperForConditionalGeneration.from_pretrained(tmp_path)
+    assert loaded.config.architectures == ["WhisperForConditionalGeneration"]
+    generation = loaded.generation_config
+    assert (generation.language, generation.task) == ("es", "transcribe")
+    assert generation.forced_decoder_ids is None
+    assert not generation.suppress_tokens
+    assert generation.lang_to_id["<|es|>"] > 0
+    assert (tmp_path / "preprocessor_config.json").is_file()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_mixed_precision_runs_and_stays_near(dtype: torch.dtype) -> None:
+    module = make_module()
+    batch = make_batch(module)
+    expected = float(loss_of(module, batch))
+    with torch.autocast("cpu", dtype=dtype):
+        assert module.log_mel(batch.waveforms).dtype == torch.float32
+        assert float(loss_of(module, batch)) == pytest.approx(expected, rel=0.02)

@@ -1,0 +1,82 @@
+"""What the READMEs say to type works, in order, in an empty folder; and the quickstart learns."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import MODEL, QUICKSTART, copy_corpus
+
+ROOT = Path(__file__).parent.parent
+SMALL = [
+    f"--model.checkpoint={MODEL}",
+    "--model.random_weights=true",
+    "--trainer.max_steps=2",
+    "--model.warmup_steps=1",
+    "--trainer.val_check_interval=1",
+    "--trainer.accelerator=cpu",
+    "--model.max_tokens=8",
+]
+
+
+def blocks(name: str) -> list[str]:
+    return re.findall(r"```(?:sh|python)\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [line for block in blocks("README.md") for line in block.splitlines()]
+    typed = [line.removeprefix("pip install -e . && ") for line in lines]
+    return [line for line in typed if line.startswith("python ")]
+
+
+def test_both_languages_type_the_same() -> None:
+    assert blocks("README.md") == blocks("README.es.md")
+    assert (ROOT / "README.md").read_text(encoding="utf-8").count("\n## ") == (ROOT / "README.es.md").read_text(
+        encoding="utf-8"
+    ).count("\n## ")
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.es.md"])
+def test_links_lead_somewhere(name: str) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / name).read_text(encoding="utf-8")):
+        assert (ROOT / target).exists(), target
+
+
+def run(command: str, folder: Path) -> str:
+    words = shlex.split(command.replace("python tools/", f"python {ROOT}/tools/"))
+    if "rtx3060.yaml" in words:
+        words += SMALL
+    assert words[0] == "python"
+    done = subprocess.run(
+        [sys.executable, *words[1:]], cwd=folder, capture_output=True, text=True, encoding="utf-8", timeout=280
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def test_the_quickstart_learns_and_its_model_is_used(quickstart_run: Path) -> None:
+    output = (quickstart_run / "output.txt").read_text(encoding="utf-8")
+    (wer,) = re.findall(r"^WER ([\d.]+) % on", output, re.MULTILINE)
+    assert float(wer) < 10
+    assert 'Use it: transformers.pipeline("automatic-speech-recognition", model="runs/quickstart/best")' in output
+    assert "decoded at full context" in output
+
+
+@pytest.mark.slow
+def test_every_command_of_the_readme(tmp_path: Path, quickstart_run: Path) -> None:
+    pytest.importorskip("espeakng_loader")
+    copy_corpus(tmp_path / "corpus-of-mine")
+    for path in (tmp_path / "corpus-of-mine").iterdir():
+        path.rename(tmp_path / path.name)
+    (tmp_path / "new.csv").write_text("audio\naudio/000000.opus\n", encoding="utf-8")
+    (tmp_path / "sentences.txt").write_text("Habita en aguas poco profundas.\n", encoding="utf-8")
+    typed = commands()
+    assert len(typed) >= 8
+    for command in typed:
+        run(command, tmp_path)
+    assert (tmp_path / "runs" / "rtx3060" / "best" / "config.json").is_file()
+    assert "audio/000000.opus" in (tmp_path / "runs" / "quickstart" / "predictions.csv").read_text(encoding="utf-8")
+    assert QUICKSTART.is_dir()

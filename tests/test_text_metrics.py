@@ -1,0 +1,84 @@
+"""Labels with one start token; Spanish normal form; edit counts that agree with jiwer."""
+
+import jiwer
+import pytest
+
+from tests.conftest import MODEL, QUICKSTART, read_rows
+from whisper_lightning.errors import UserError
+from whisper_lightning.metrics import EditCounts, character_edits, word_edits
+from whisper_lightning.text import LabelEncoder, language_code, load_config, load_processor, normalize
+
+
+@pytest.fixture(scope="module")
+def encoder() -> LabelEncoder:
+    return LabelEncoder(load_processor(str(MODEL)).tokenizer)
+
+
+def test_exactly_one_start_token(encoder: LabelEncoder) -> None:
+    """The widespread collator doubles it: it compares the first label with bos, which is <|endoftext|>."""
+    tokenizer = load_processor(str(MODEL)).tokenizer
+    ids = encoder.encode("enciende la luz de la cocina")
+    names = tokenizer.convert_ids_to_tokens(ids)
+    assert names[:4] == ["<|startoftranscript|>", "<|es|>", "<|transcribe|>", "<|notimestamps|>"]
+    assert names[-1] == "<|endoftext|>"
+    assert names.count("<|startoftranscript|>") == 1
+    tokenizer.set_prefix_tokens(language="es", task="transcribe", predict_timestamps=False)
+    assert ids == tokenizer("enciende la luz de la cocina").input_ids
+    # What the collator tests for, and what it would have to test for:
+    assert ids[0] != tokenizer.bos_token_id
+    assert ids[0] == load_config(str(MODEL)).decoder_start_token_id
+
+
+def test_text_survives(encoder: LabelEncoder) -> None:
+    for row in read_rows(QUICKSTART / "test.csv"):
+        assert encoder.decode(encoder.encode(row["sentence"])) == row["sentence"]
+
+
+@pytest.mark.parametrize(("name", "code"), [("es", "es"), ("Spanish", "es"), ("catalan", "ca"), ("PT", "pt")])
+def test_languages(name: str, code: str) -> None:
+    assert language_code(name) == code
+
+
+def test_unknown_language_is_one_line() -> None:
+    with pytest.raises(UserError, match="klingon"):
+        language_code("klingon")
+
+
+def test_other_language_and_task_make_another_prompt() -> None:
+    tokenizer = load_processor(str(MODEL)).tokenizer
+    prompt = LabelEncoder(tokenizer, "gl", "translate").prompt
+    assert tokenizer.convert_ids_to_tokens(prompt)[1:3] == ["<|gl|>", "<|translate|>"]
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("¿Dónde está la Ñ?", "dónde está la ñ"),
+        ("Pingüino, señor… ¡ÁRBOL!", "pingüino señor árbol"),
+        ("nin\u0303o", "niño"),
+        ("físico-químico", "físico químico"),
+        ("«20» €", "20"),
+        ("¡…!", ""),
+    ],
+)
+def test_normal_form(text: str, normal: str) -> None:
+    assert normalize(text) == normal
+
+
+def test_counts_agree_with_jiwer_over_a_corpus() -> None:
+    references = ["la casa de papel", "uno", "dos tres cuatro cinco", "el niño come pan"]
+    hypotheses = ["la cosa papel", "", "dos tres tres cuatro cinco seis", "el niño come pan"]
+    words = EditCounts()
+    characters = EditCounts()
+    for reference, hypothesis in zip(references, hypotheses, strict=True):
+        words = words.plus(word_edits(reference, hypothesis))
+        characters = characters.plus(character_edits(reference, hypothesis))
+    assert words.percent == pytest.approx(100 * jiwer.wer(references, hypotheses))
+    assert characters.percent == pytest.approx(100 * jiwer.cer(references, hypotheses))
+    out = jiwer.process_words(references, hypotheses)
+    assert words == (out.hits, out.substitutions, out.deletions, out.insertions)
+
+
+def test_an_empty_reference_is_scored_not_dropped() -> None:
+    assert word_edits("", "dos palabras") == EditCounts(insertions=2)
+    assert word_edits("", "").errors == 0
