@@ -18,16 +18,21 @@ def tone(seconds: float = 1.0, rate: int = 16_000, channels: int = 1) -> np.ndar
     return np.repeat(0.3 * np.sin(2 * np.pi * 440 * time)[:, None], channels, axis=1).astype(np.float32)
 
 
-def write_m4a(path: Path, samples: np.ndarray, rate: int = 44_100, options: dict[str, str] | None = None) -> Path:
+def write_m4a(
+    path: Path, samples: np.ndarray, rate: int = 44_100, options: dict[str, str] | None = None, layout: str = "mono"
+) -> Path:
     with av.open(str(path), "w", options=options or {}) as container:
         stream = container.add_stream("aac", rate=rate)
-        stream.layout = "mono"
-        frame = av.AudioFrame.from_ndarray(samples.T.copy(), format="fltp", layout="mono")
+        stream.layout = layout
+        # Packed, then split by FFmpeg: PyAV 18 writes and reads past the planes of a frame with eight channels.
+        frame = av.AudioFrame.from_ndarray(samples.reshape(1, -1), format="flt", layout=layout)
         frame.sample_rate = rate
         frame.time_base = Fraction(1, rate)
         frame.pts = 0
-        for packet in [*stream.encode(frame), *stream.encode(None)]:
-            container.mux(packet)
+        splitter = av.AudioResampler(format="fltp", layout=layout, rate=rate)
+        for planar in [*splitter.resample(frame), *splitter.resample(None)]:
+            container.mux(stream.encode(planar))
+        container.mux(stream.encode(None))
     return path
 
 
@@ -57,8 +62,9 @@ def test_formats(tmp_path: Path, name: str, subtype: str, rate: int, channels: i
     assert np.argmax(spectrum) * 16_000 / len(waveform) == pytest.approx(440, abs=3)
 
 
-def test_m4a_is_read_by_pyav(tmp_path: Path) -> None:
-    waveform = load_audio(write_m4a(tmp_path / "a.m4a", tone(2.0, 44_100)))
+@pytest.mark.parametrize(("layout", "channels"), [("mono", 1), ("stereo", 2), ("7.1", 8)])
+def test_m4a_is_read_by_pyav(tmp_path: Path, layout: str, channels: int) -> None:
+    waveform = load_audio(write_m4a(tmp_path / "a.m4a", tone(2.0, 44_100, channels), layout=layout))
     assert len(waveform) == pytest.approx(32_000, abs=1600)
     assert waveform.abs().max() == pytest.approx(0.3, abs=0.1)
 
@@ -134,3 +140,100 @@ def test_masks_are_seeded_bounded_and_at_the_floor() -> None:
     assert 0 < changed.float().mean() < 0.7
     floor = features.amin(dim=(1, 2), keepdim=True).expand_as(features)
     assert torch.equal(masked[changed], floor[changed])
+
+
+@pytest.mark.parametrize(("claimed", "outcome"), [(0xFFFFFFFF, 2.0), (0x7FFFF000, 2.0), (115_200_000, None)])
+def test_lengths_that_a_wav_claims(tmp_path: Path, claimed: int, outcome: float | None) -> None:
+    """What programs leave that write to a pipe is no claim; an hour that is not there is not believed."""
+    path = tmp_path / "a.wav"
+    soundfile.write(path, tone(2.0), 16_000)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"data") + 4
+    content[at : at + 4] = claimed.to_bytes(4, "little")
+    path.write_bytes(content)
+    if outcome is None:
+        assert reason(path) == "truncated"
+    else:
+        assert len(load_audio(path)) == outcome * 16_000
+
+
+def test_flac_written_to_a_pipe(tmp_path: Path) -> None:
+    """Its header has no length, and libsndfile gives up; FFmpeg does not."""
+    path = tmp_path / "a.flac"
+    soundfile.write(path, tone(2.0), 16_000)
+    content = bytearray(path.read_bytes())
+    content[21] &= 0xF0
+    content[22:26] = bytes(4)
+    path.write_bytes(content)
+    assert len(load_audio(path)) == 32_000
+    assert reason(path, max_seconds=1.0) == "too long"
+
+
+def test_mp3_without_a_count_of_frames(tmp_path: Path) -> None:
+    """libsndfile guesses the length from the bit rate of the first frame; the guess is not a promise."""
+    path = tmp_path / "a.mp3"
+    noise = np.random.default_rng(0).normal(0, 0.1, 48_000).astype(np.float32)
+    quiet = np.zeros(48_000, np.float32)
+    soundfile.write(path, np.concatenate([quiet, noise, quiet]), 16_000, bitrate_mode="VARIABLE")
+    content = path.read_bytes()
+    second_frame = content.index(content[:2], 2)
+    path.write_bytes(content[second_frame:])
+    assert len(load_audio(path)) == pytest.approx(144_000, abs=4000)
+
+
+def test_garbage_after_a_wav_header_is_not_audio(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(b"RIFF....WAVEgarbage")
+    assert reason(tmp_path / "a.wav") == "not audio"
+
+
+@pytest.mark.parametrize("share", [0.03, 0.5, 0.99])
+def test_cut_m4a_with_its_index_at_the_end(tmp_path: Path, share: float) -> None:
+    path = write_m4a(tmp_path / "a.m4a", tone(4.0, 44_100))
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    assert reason(path) == "truncated"
+
+
+@pytest.mark.parametrize(
+    "content", ["ffconcat version 1.0\nfile b.m4a\n", "#EXTM3U\n#EXTINF:2,\nhttp://127.0.0.1:9/b.m4a\n#EXT-X-ENDLIST\n"]
+)
+def test_playlists_open_no_other_files(tmp_path: Path, content: str) -> None:
+    write_m4a(tmp_path / "b.m4a", tone(1.0, 44_100))
+    (tmp_path / "a.m4a").write_text(content, encoding="utf-8")
+    assert reason(tmp_path / "a.m4a") == "not audio"
+
+
+@pytest.mark.parametrize("path", ["pipe:touch canary", "https://example.org/a.wav", "concat:a.wav"])
+def test_commands_and_addresses_are_not_files(path: str) -> None:
+    assert reason(Path(path)) == "not a local file"
+
+
+@pytest.mark.parametrize("rate", [11_127, 44_099])
+def test_rates_without_a_common_divisor(tmp_path: Path, rate: int) -> None:
+    """torchaudio's kernel for 44,099 Hz would take 2.8 GB."""
+    path = tmp_path / "a.wav"
+    soundfile.write(path, tone(1.0, rate), rate, subtype="FLOAT")
+    expected = tone(1.0)[:, 0]
+    assert np.abs(load_audio(path).numpy() - expected)[800:-800].max() < 1e-3
+
+
+@pytest.mark.parametrize("sample", [np.nan, np.inf, 32_767.0])
+def test_samples_in_no_known_unit(tmp_path: Path, sample: float) -> None:
+    soundfile.write(tmp_path / "a.wav", np.full(1600, sample), 16_000, subtype="FLOAT")
+    assert reason(tmp_path / "a.wav") == "unreadable"
+
+
+def test_log_mel_of_a_click_at_the_very_end() -> None:
+    """The frame after the last one that is wanted is the loudest, and sets the floor of all."""
+    waveform = np.random.default_rng(3).normal(0, 1e-3, 16_000).astype(np.float32)
+    waveform[-1] = 1.0
+    expected = WhisperFeatureExtractor()(waveform, sampling_rate=16_000).input_features[0]
+    ours = log_mel(torch.from_numpy(waveform)[None], mel_filters(80), 100)[0].numpy()
+    assert np.abs(ours - expected[:, :100]).max() < 1e-5
+
+
+def test_log_mel_stays_in_float32_under_autocast() -> None:
+    waveform = torch.randn(1, 16_000) * 0.1
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = log_mel(waveform, mel_filters(80), 100)
+    assert ours.dtype == torch.float32
+    assert torch.equal(ours, log_mel(waveform, mel_filters(80), 100))

@@ -23,6 +23,9 @@ def rows(tmp_path: Path, content: str | bytes, name: str = "train.csv", **option
         '"audio","sentence"\r\n"a.wav","el niño"\r\n',
         "sentence,file\nel niño,a.wav\n",
         "uno,dos\na.wav,el niño\n",
+        "frase;grabación\nel niño;a.wav\n",
+        "Transcripcio\u0301n;otra\nel niño;a.wav\n",
+        "\ufeffaudio,sentence\r\na.wav,el niño\r\n,\r\n\r\n",
         "audio,sentence\na.wav, el nin\u0303o \n",
     ],
 )
@@ -34,6 +37,37 @@ def test_forms_of_the_same_table(tmp_path: Path, content: str) -> None:
 
 def test_a_file_without_a_header_loses_no_row(tmp_path: Path) -> None:
     assert [(r.row, r.sentence) for r in rows(tmp_path, "a.wav,uno\nb.wav,dos\n")] == [(1, "uno"), (2, "dos")]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "a.wav;hola, ¿qué tal, Ana?, bien\n",
+        '"a.wav";"hola, ¿qué tal, Ana?, bien"\n',
+        "a.wav\thola, ¿qué tal, Ana?, bien\n",
+        '"hola, ¿qué tal, Ana?, bien",a.wav\n',
+    ],
+)
+def test_commas_of_a_sentence_are_not_the_separator(tmp_path: Path, content: str) -> None:
+    (row,) = rows(tmp_path, content)
+    assert (row.row, row.audio, row.sentence) == (1, "a.wav", "hola, ¿qué tal, Ana?, bien")
+
+
+def test_a_line_break_inside_quotes_is_one_row(tmp_path: Path) -> None:
+    first, second = rows(tmp_path, 'audio,sentence\na.wav,"hola\namigo"\nb.wav,adiós\n')
+    assert (first.row, second.row, second.sentence) == (2, 3, "adiós")
+
+
+def test_the_row_before_a_wrong_byte_is_named(tmp_path: Path) -> None:
+    content = b"audio,sentence\n" + b"a.wav,hola\n" * 5000 + b"b.wav,ni\xf1o\n"
+    with pytest.raises(UserError, match=r"after row [1-9]\d+; save it as 'CSV UTF-8'"):
+        rows(tmp_path, content)
+
+
+def test_prediction_needs_no_sentence_column(tmp_path: Path) -> None:
+    """The same data.columns serve a file that has only the audio column."""
+    (row,) = rows(tmp_path, "id,toma\n7,a.wav\n", columns=["toma", "frase"], require_sentence=False)
+    assert (row.audio, row.sentence) == ("a.wav", "")
 
 
 def test_common_voice_as_it_is(tmp_path: Path) -> None:

@@ -98,6 +98,20 @@ def test_a_cut_shard_is_named(tmp_path: Path) -> None:
         ShardIndex.open(folder)
 
 
+def test_a_damaged_utterance_is_named(tmp_path: Path) -> None:
+    """A shard of the right length may still hold other bytes: never fewer samples, never a bare decoder error."""
+    folder = tmp_path / "shards"
+    index = build_shards(make_corpus(tmp_path / "data"), folder, num_workers=0, rows_per_shard=20)
+    entry = index.table[2]
+    shard = folder / "000000.tar"
+    content = bytearray(shard.read_bytes())
+    content[entry["offset"] + 100 : entry["offset"] + entry["flac_bytes"]] = bytes(entry["flac_bytes"] - 100)
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match=rf"000000\.tar: row {entry['row']} is damaged"):
+        index.read(2)
+    assert index.read(3).row == index.table[3]["row"]
+
+
 def test_index_goes_to_a_worker_as_its_folder(tmp_path: Path) -> None:
     index = build_shards(make_corpus(tmp_path / "data"), tmp_path / "shards", num_workers=0)
     payload = pickle.dumps(index)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import struct
 from functools import lru_cache
 from pathlib import Path
@@ -22,12 +24,25 @@ HOP_LENGTH = 160
 FRAMES_PER_SECOND = SAMPLE_RATE_HZ // HOP_LENGTH
 SAMPLES_PER_POSITION = 2 * HOP_LENGTH
 """The encoder's second convolution has stride 2: one position per 20 ms."""
+POSITIONS_PER_SECOND = SAMPLE_RATE_HZ // SAMPLES_PER_POSITION
 MAX_SECONDS = 30.0
 """The longest context of any published Whisper."""
 SILENCE_PEAK = 1e-4
 """An utterance whose loudest sample is below this (-80 dBFS) is silent."""
+MP3_GRANULE_SAMPLES = 576
+"""An mp3's header counts whole frames, the decoder drops the silence that encoders add: up to a granule less."""
+LOUDEST_PEAK = 4.0
+"""Lossy formats overshoot full scale a little; beyond this, samples are in another unit."""
 CODEC_DELAY_SECONDS = 0.15
-"""How much less than the container's duration a complete lossy file may decode to."""
+"""How far the container's duration and what a complete lossy file decodes to may lie apart."""
+PLACEHOLDER_BYTES = 0x7FFFF000
+"""Programs that write a wav to a pipe leave this or more in place of the length of the sound (sox, FFmpeg)."""
+UNKNOWN_FRAMES = 2**40
+"""libsndfile claims this or more for a file whose header does not give a length."""
+AV_FORMATS = "mov,matroska,aac,flac,asf,amr,ac3,eac3,mpegts,flv,avi,wv,ape,tta"
+"""What FFmpeg may take a file for: no playlists, which would make it open other files and addresses."""
+REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+"""Beginning of a URL or of a command (`pipe:`); one letter and a colon is a drive of Windows."""
 
 Reason = Literal["missing", "not a local file", "unreadable", "not audio", "empty", "truncated", "too long", "silent"]
 
@@ -60,9 +75,11 @@ def load_audio(path: Path, max_seconds: float = MAX_SECONDS) -> torch.Tensor:
     Raises:
         AudioError: With the reason why the file is rejected.
     """
+    if REMOTE.match(str(path)):
+        raise AudioError("not a local file", "only local files are read")
     try:
         if not path.is_file():
-            raise AudioError("missing", "no such file")
+            raise AudioError("missing", "a folder" if path.is_dir() else "no such file")
         if path.stat().st_size == 0:
             raise AudioError("empty", "0 bytes")
         with path.open("rb") as file:
@@ -77,12 +94,26 @@ def load_audio(path: Path, max_seconds: float = MAX_SECONDS) -> torch.Tensor:
         raise AudioError("empty", "no samples")
     waveform = torch.from_numpy(samples.mean(axis=1, dtype=np.float32))
     if rate != SAMPLE_RATE_HZ:
-        waveform = _resampler(rate)(waveform)
-    if not torch.isfinite(waveform).all():
-        raise AudioError("unreadable", "samples that are not finite")
-    if waveform.abs().max() < SILENCE_PEAK:
+        waveform = _resample(waveform, rate)
+    peak = float(waveform.abs().max())
+    if not peak < LOUDEST_PEAK:  # also when it is not a number
+        raise AudioError("unreadable", f"floating-point samples up to {peak:g}; full scale is 1")
+    if peak < SILENCE_PEAK:
         raise AudioError("silent", f"no sample above {SILENCE_PEAK:g} of full scale")
     return waveform
+
+
+def _resample(waveform: torch.Tensor, rate_hz: int) -> torch.Tensor:
+    """Bring `(N,)` to 16 kHz."""
+    divisor = math.gcd(rate_hz, SAMPLE_RATE_HZ)
+    if (rate_hz // divisor) * (SAMPLE_RATE_HZ // divisor) < 2**24:
+        resampled: torch.Tensor = _resampler(rate_hz)(waveform)
+        return resampled
+    # By FFT: torchaudio's kernel would take gigabytes where the rates have no common divisor (44,099 Hz).
+    num_samples = -(-len(waveform) * SAMPLE_RATE_HZ // rate_hz)
+    spectrum = torch.fft.rfft(waveform)
+    resampled = torch.fft.irfft(spectrum[: num_samples // 2 + 1], n=num_samples)
+    return resampled * (SAMPLE_RATE_HZ / rate_hz)
 
 
 @lru_cache(maxsize=16)
@@ -100,79 +131,113 @@ def _decode_with_soundfile(path: Path, max_seconds: float) -> tuple[np.ndarray, 
     with soundfile.SoundFile(path) as file:
         rate = file.samplerate
         limit = int(max_seconds * rate)
-        promised = file.frames
-        # A file of unknown length claims an absurd one; it is decoded up to the limit.
-        if limit < promised < 2**40:
+        promised = file.frames if file.format != "MP3" or _counts_frames(path) else UNKNOWN_FRAMES
+        tolerated = MP3_GRANULE_SAMPLES if file.format == "MP3" else 0
+        if limit < promised < UNKNOWN_FRAMES:
             _check_length(promised / rate, max_seconds)
         try:
             samples = file.read(limit + 1, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
+            if promised >= UNKNOWN_FRAMES:  # a flac written to a pipe; FFmpeg reads it
+                raise
             raise AudioError("truncated", str(error)) from None
     _check_length(len(samples) / rate, max_seconds)
-    if len(samples) < promised < 2**40:
+    if len(samples) + tolerated < promised < UNKNOWN_FRAMES:
         raise AudioError("truncated", f"{len(samples)} of {promised} samples")
     return samples, rate
+
+
+def _counts_frames(path: Path) -> bool:
+    """Say whether an mp3 has the header that counts its frames; otherwise libsndfile guesses from the bit rate."""
+    with path.open("rb") as file:
+        tag = file.read(10)  # ID3v2: its size has 7 bits per byte
+        size = 10 + sum(byte << (21 - 7 * i) for i, byte in enumerate(tag[6:])) if tag[:3] == b"ID3" else 0
+        file.seek(size)
+        first_frame = file.read(1500)
+    return any(name in first_frame for name in (b"Xing", b"Info", b"VBRI"))
 
 
 def _decode_with_av(path: Path, max_seconds: float) -> tuple[np.ndarray, int]:
     """Decode to `(N, channels)` float32."""
     chunks: list[np.ndarray] = []
+    count, rate, promised = 0, 1, 0.0
+    # Packed, because PyAV 18 crashes on planes of 8 channels and more.
+    to_float = av.AudioResampler(format="flt")
     try:
-        with av.open(str(path.resolve()), metadata_errors="ignore") as container:
-            if not container.streams.audio:
+        with av.open(str(path.resolve()), metadata_errors="ignore", options={"format_whitelist": AV_FORMATS}) as file:
+            if not file.streams.audio:
                 raise AudioError("not audio", "no audio stream")
-            stream = container.streams.audio[0]
-            promised = float(stream.duration * stream.time_base) if stream.duration else 0.0
-            _check_length(promised - CODEC_DELAY_SECONDS, max_seconds)
-            rate = int(stream.rate)
-            to_float = av.AudioResampler(format="fltp")
-            count = 0
-            for frame in container.decode(stream):
-                for converted in to_float.resample(frame):
-                    chunks.append(converted.to_ndarray().T)
+            # Other containers have no duration; FFmpeg guesses one from the bit rate.
+            if file.duration and file.format.name.startswith(("mov", "matroska")):
+                promised = file.duration / av.time_base
+                _check_length(promised - CODEC_DELAY_SECONDS, max_seconds)
+            for frame in file.decode(file.streams.audio[0]):
+                rate = frame.sample_rate
+                for packed in to_float.resample(frame):
+                    chunks.append(packed.to_ndarray().reshape(-1, packed.layout.nb_channels))
                     count += len(chunks[-1])
                 if count > (max_seconds + CODEC_DELAY_SECONDS) * rate:
                     break
     except av.FFmpegError as error:
         if chunks:
             raise AudioError("truncated", str(error)) from None
-        raise AudioError("not audio", "neither libsndfile nor FFmpeg knows the format") from None
+        raise AudioError("not audio", "neither libsndfile nor FFmpeg can read it") from None
     seconds = count / rate
     # AAC pads up to a whole frame at the end: a clip of just 30 s may decode to a little more.
     _check_length(seconds - CODEC_DELAY_SECONDS, max_seconds)
     if seconds < promised - CODEC_DELAY_SECONDS:
         raise AudioError("truncated", f"{seconds:.2f} of {promised:.2f} s")
     if not chunks:
-        return np.zeros((0, 1), np.float32), rate
+        return np.zeros((0, 1), np.float32), SAMPLE_RATE_HZ
     return np.concatenate(chunks)[: int(max_seconds * rate)], rate
 
 
 def _check_container(file: BinaryIO, num_bytes: int) -> None:
-    """Find what libsndfile mends silently: sound data shorter than the header says.
+    """Find what decoders mend silently or misname: a file shorter than its own structure says.
 
     Raises:
         AudioError: The file is truncated.
     """
     head = file.read(12)
-    if head[:4] in (b"RIFF", b"FORM"):
-        _check_chunks(file, num_bytes, "<I" if head[:4] == b"RIFF" else ">I")
+    if head[:4] == b"RIFF" and head[8:] == b"WAVE":
+        _check_chunks(file, num_bytes, "<I")
+    elif head[:4] == b"FORM" and head[8:] in (b"AIFF", b"AIFC"):
+        _check_chunks(file, num_bytes, ">I")
     elif head[:4] == b"OggS":
         _check_last_page(file, num_bytes)
+    elif head[4:8] == b"ftyp":
+        _check_boxes(file, num_bytes)
 
 
 def _check_chunks(file: BinaryIO, num_bytes: int, size_format: str) -> None:
     """Walk the chunks of a wav (little-endian) or aiff (big-endian) file to its sound data."""
+    described = False
     while len(header := file.read(8)) == 8:
         (size,) = struct.unpack(size_format, header[4:])
         rest = num_bytes - file.tell()
         if header[:4] in (b"data", b"SSND"):
-            # Programs that write to a pipe leave 0 or the largest number in place of the length.
-            if size not in (0, 0xFFFFFFFF) and size > rest:
+            if rest < size < PLACEHOLDER_BYTES:
                 raise AudioError("truncated", f"{rest} of {size} bytes of sound")
             return
+        described |= header[:4] in (b"fmt ", b"COMM")
         file.seek(size + size % 2, 1)
-    if file.tell() >= num_bytes:
-        raise AudioError("truncated", "the file ends before its sound data")
+    if described:
+        raise AudioError("truncated", "the file ends before its sound")
+
+
+def _check_boxes(file: BinaryIO, num_bytes: int) -> None:
+    """Walk the outermost boxes of an MPEG-4 file (ISO/IEC 14496-12, 4.2) to its end."""
+    position, kinds = 0, set[bytes]()
+    while position < num_bytes:
+        file.seek(position)
+        header = file.read(16).ljust(16, b"\0")
+        size, kind, long_size = struct.unpack(">I4sQ", header)
+        kinds.add(kind)
+        if size == 0:  # to the end of the file
+            break
+        position += max(8, long_size if size == 1 else size)
+    if position > num_bytes or b"moov" not in kinds:
+        raise AudioError("truncated", f"{num_bytes} of at least {max(position, num_bytes + 8)} bytes")
 
 
 def _check_last_page(file: BinaryIO, num_bytes: int) -> None:
@@ -226,10 +291,11 @@ def log_mel(waveforms: torch.Tensor, filters: torch.Tensor, num_frames: int, max
     with torch.autocast(waveforms.device.type, enabled=False):
         padded = F.pad(waveforms.float(), (0, num_samples + silence - waveforms.shape[1]))
         window = torch.hann_window(N_FFT, device=waveforms.device)
-        spectrum = torch.stft(padded, N_FFT, HOP_LENGTH, window=window, return_complex=True)[..., :num_frames]
-        mel = filters @ spectrum.abs().square()  # (B, F, T)
+        spectrum = torch.stft(padded, N_FFT, HOP_LENGTH, window=window, return_complex=True)[..., :max_frames]
+        mel = filters @ spectrum.abs().square()  # (B, F, T + 3), or T at full context
         log = mel.clamp(min=1e-10).log10()
-        log = torch.maximum(log, log.amax(dim=(1, 2), keepdim=True) - 8.0)
+        # The utterance's end sounds in the frames after T too; the loudest frame may be one of them.
+        log = torch.maximum(log, log.amax(dim=(1, 2), keepdim=True) - 8.0)[..., :num_frames]
         return (log + 4.0) / 4.0
 
 
@@ -258,7 +324,9 @@ def mask_log_mel(
     batch_size, num_bins, num_frames = features.shape
     time = _bands(batch_size, num_time_masks, num_frames, int(max_time_share * num_frames))
     frequency = _bands(batch_size, num_frequency_masks, num_bins, max_frequency_bins)
-    mask = (time[:, None, :] | frequency[:, :, None]).to(features.device, non_blocking=True)
+    # Joined on the device: two short copies do not make the host wait, one of the whole mask might.
+    time, frequency = (mask.to(features.device, non_blocking=True) for mask in (time, frequency))
+    mask = time[:, None, :] | frequency[:, :, None]
     return torch.where(mask, features.amin(dim=(1, 2), keepdim=True), features)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from whisper_lightning.audio import REMOTE
 from whisper_lightning.errors import UserError
 
 AUDIO_NAMES = ("audio", "path", "file", "filename", "file_name", "wav", "audio_path", "audio_filepath", "audio_file")
@@ -45,7 +46,7 @@ def read_manifest(
     """Read the rows of a CSV one by one, whatever its size.
 
     The separator is a comma, semicolon or tab; the encoding UTF-8 with or without a mark. Columns are found by name,
-    or by position where a file has two columns of other names or no header.
+    or by position where a file has two columns of other names or no header. Rows without any content are skipped.
 
     Args:
         path: The CSV; Common Voice's TSV files as they are.
@@ -57,32 +58,45 @@ def read_manifest(
         UserError: The file cannot be read as a table of audio and sentences.
     """
     root = (path.parent if audio_root is None else audio_root).resolve()
+    row = 0
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             first_line = file.readline()
             if not first_line.strip():
                 raise UserError(f"{path}: the file is empty")
             file.seek(0)
+            # The first one: in a file without a header, the sentence may have more commas than there are semicolons.
+            found = re.search(r"[\t;,]", re.sub(r'"[^"]*"', "", first_line))
+            separator = found[0] if found else ","
             # Common Voice's TSV has unpaired quotes; with tabs nothing needs quoting.
-            separator = max("\t;,", key=first_line.count)
             quotes: dict[str, Any] = {"quoting": csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL}
             records = csv.reader(file, delimiter=separator, **quotes)
-            header = [name.strip() for name in next(records)]
+            header = [unicodedata.normalize("NFC", name).strip() for name in next(records)]
             headless = any(name.lower().endswith(AUDIO_SUFFIXES) for name in header)
             if headless:
-                header = ["audio", "sentence", *(f"column{i}" for i in range(3, len(header) + 1))][: len(header)]
+                header = _name_columns(header)
                 file.seek(0)
                 records = csv.reader(file, delimiter=separator, **quotes)
-            audio, sentence = _find_columns(path, header, columns, require_sentence)
+            audio, sentence = _find_columns(path, header, None if headless else columns, require_sentence)
             for row, record in enumerate(records, start=1 if headless else 2):
-                if record:
+                if any(field.strip() for field in record):
                     yield _row(row, record, header, audio, sentence, root)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 at byte {error.start}; save it as 'CSV UTF-8'") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 after row {row}; save it as 'CSV UTF-8'") from None
     except csv.Error as error:
         raise UserError(f"{path}: not a CSV file ({error})") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _name_columns(first_row: list[str]) -> list[str]:
+    """Name the columns of a file without a header: what looks like an audio file, then the first of the others."""
+    is_audio = [field.lower().endswith(AUDIO_SUFFIXES) for field in first_row]
+    names = [f"column{i}" for i in range(1, len(first_row) + 1)]
+    names[is_audio.index(True)] = "audio"
+    if False in is_audio:
+        names[is_audio.index(False)] = "sentence"
+    return names
 
 
 def _find_columns(
@@ -91,13 +105,15 @@ def _find_columns(
     """Give the positions of the audio and the sentence column."""
     lowered = [name.lower() for name in header]
     if columns is not None:
-        if len(columns) != 2 or any(name not in header for name in columns):
+        wanted = list(columns[:1] if not require_sentence and columns[-1] not in header else columns)
+        if len(columns) != 2 or any(name not in header for name in wanted):
             raise UserError(f"data.columns: {list(columns)} are not two columns of {path}, which has {header}")
-        return header.index(columns[0]), header.index(columns[1])
+        return header.index(wanted[0]), header.index(wanted[1]) if len(wanted) == 2 else None
     audio = next((lowered.index(name) for name in AUDIO_NAMES if name in lowered), None)
     sentence = next((lowered.index(name) for name in SENTENCE_NAMES if name in lowered), None)
     if len(header) == 2 and (audio is None or sentence is None):
-        return 0, 1
+        audio = audio if audio is not None else 0 if sentence is None else 1 - sentence
+        return audio, 1 - audio
     if audio is None and not require_sentence and len(header) == 1:
         audio = 0
     if audio is None or (sentence is None and require_sentence):
@@ -113,7 +129,7 @@ def _row(number: int, record: list[str], header: list[str], audio: int, sentence
     text = "" if sentence is None else unicodedata.normalize("NFC", record[sentence]).strip()
     extra = {header[i]: value for i, value in enumerate(record) if i not in (audio, sentence)}
     written = record[audio].strip()
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", written) or "\0" in written:
+    if REMOTE.match(written) or "\0" in written:
         return Row(number, written, "", text, extra, "not a local file")
     return Row(number, written, str(_resolve(written, root)), text, extra)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +92,7 @@ class ShardIndex:
         self.folder = folder
         self.info: dict[str, Any] = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         self.table = np.load(folder / "index.npy", mmap_mode="r", allow_pickle=False)
-        self._files: OrderedDict[int, BinaryIO] = OrderedDict()
+        self._files: OrderedDict[tuple[int, int], BinaryIO] = OrderedDict()
 
     @classmethod
     def open(cls, folder: Path) -> ShardIndex:
@@ -108,7 +109,7 @@ class ShardIndex:
             ) from None
         if index.info.get("version") != FORMAT_VERSION or index.table.dtype != RECORD:
             raise UserError(f"{folder}: shards of another version; delete the folder, they are built again")
-        for shard in index.info["shards"]:
+        for shard in index.shards:
             path = folder / Path(shard["name"]).name
             num_bytes = path.stat().st_size if path.is_file() else 0
             if num_bytes != shard["bytes"]:
@@ -123,6 +124,12 @@ class ShardIndex:
 
     def __len__(self) -> int:
         return len(self.table)
+
+    @property
+    def shards(self) -> list[dict[str, Any]]:
+        """Name, size in bytes and sha256 of each shard."""
+        shards: list[dict[str, Any]] = self.info["shards"]
+        return shards
 
     @property
     def fingerprint(self) -> str:
@@ -141,37 +148,57 @@ class ShardIndex:
         return [Rejected(int(row), str(v), str(why), str(d)) for row, v, why, d in table.itertuples(index=False)]
 
     def read(self, i: int) -> Utterance:
-        """Read utterance `i`: one contiguous read of its two members."""
+        """Read utterance `i`: one contiguous read of its two members.
+
+        Raises:
+            UserError: What the shard holds there is not what the index says.
+        """
         entry = self.table[i]
         offset, flac_bytes = int(entry["offset"]), int(entry["flac_bytes"])
         skip = json_offset(offset, flac_bytes) - offset
         data = self._read(int(entry["shard"]), offset, skip + int(entry["json_bytes"]))
-        samples, rate = soundfile.read(io.BytesIO(data[:flac_bytes]), dtype="float32")
-        text = json.loads(data[skip:])
-        if len(samples) != entry["num_samples"] or rate != SAMPLE_RATE_HZ or text["row"] != entry["row"]:
-            raise UserError(
-                f"{self.folder / self.info['shards'][int(entry['shard'])]['name']}: row {entry['row']} is damaged; "
-                "delete this shard and index.json, it is built again"
-            )
-        key = f"{text['row']:08d}"
-        return Utterance(key, torch.from_numpy(samples), text["sentence"], text["row"], text["audio"], text["extra"])
+        try:
+            samples, rate = soundfile.read(io.BytesIO(data[:flac_bytes]), dtype="float32")
+        except soundfile.LibsndfileError:
+            raise self._damaged(entry) from None
+        if len(samples) != entry["num_samples"] or rate != SAMPLE_RATE_HZ:
+            raise self._damaged(entry)
+        return self._utterance(entry, torch.from_numpy(samples), data[skip:])
 
     def read_text(self, i: int) -> Utterance:
-        """Read utterance `i` without its audio; the waveform is empty."""
+        """Read utterance `i` without its audio; the waveform is empty.
+
+        Raises:
+            UserError: What the shard holds there is not what the index says.
+        """
         entry = self.table[i]
         start = json_offset(int(entry["offset"]), int(entry["flac_bytes"]))
-        text = json.loads(self._read(int(entry["shard"]), start, int(entry["json_bytes"])))
+        return self._utterance(entry, torch.empty(0), self._read(int(entry["shard"]), start, int(entry["json_bytes"])))
+
+    def _utterance(self, entry: np.void, waveform: torch.Tensor, encoded: bytes) -> Utterance:
+        try:
+            text = json.loads(encoded)
+        except ValueError:
+            raise self._damaged(entry) from None
+        if text["row"] != entry["row"]:
+            raise self._damaged(entry)
         key = f"{text['row']:08d}"
-        return Utterance(key, torch.empty(0), text["sentence"], text["row"], text["audio"], text["extra"])
+        return Utterance(key, waveform, text["sentence"], text["row"], text["audio"], text["extra"])
+
+    def _damaged(self, entry: np.void) -> UserError:
+        return UserError(
+            f"{self.folder / self.shards[entry['shard']]['name']}: row {entry['row']} is damaged; "
+            "delete this shard and index.json, it is built again"
+        )
 
     def _read(self, shard: int, offset: int, num_bytes: int) -> bytes:
-        """Read bytes of a shard; a few files stay open."""
-        if shard not in self._files:
+        """Read bytes of a shard; a few files stay open, each process its own: a fork would share their positions."""
+        key = (os.getpid(), shard)
+        if key not in self._files:
             if len(self._files) >= 16:
                 self._files.popitem(last=False)[1].close()
-            name = Path(self.info["shards"][shard]["name"]).name
-            self._files[shard] = (self.folder / name).open("rb")
-        self._files.move_to_end(shard)
-        file = self._files[shard]
+            self._files[key] = (self.folder / Path(self.shards[shard]["name"]).name).open("rb")
+        self._files.move_to_end(key)
+        file = self._files[key]
         file.seek(offset)
         return file.read(num_bytes)
