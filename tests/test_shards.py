@@ -112,6 +112,58 @@ def test_a_damaged_utterance_is_named(tmp_path: Path) -> None:
     assert index.read(3).row == index.table[3]["row"]
 
 
+def test_a_cut_shard_is_built_again_where_its_csv_is(tmp_path: Path) -> None:
+    source, folder = make_corpus(tmp_path / "data"), tmp_path / "shards"
+    build_shards(source, folder, num_workers=0, rows_per_shard=4)
+    whole = contents(folder)
+    (folder / "000002.tar").write_bytes(whole["000002.tar"][:-600])
+    build_shards(source, folder, num_workers=0, rows_per_shard=4)
+    assert contents(folder) == whole
+
+
+def test_no_index_beside_shards_that_it_does_not_describe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build that takes in mended files is killed before the new index: the old one would give wrong places."""
+    source, folder = make_corpus(tmp_path / "data"), tmp_path / "shards"
+    build_shards(source, folder, num_workers=0, rows_per_shard=4)
+    soundfile.write(source.parent / "señal 6.wav", 0.1 * np.sin(np.arange(9000)), 16_000)
+    with monkeypatch.context() as patch:
+        patch.delattr(np, "save")
+        with pytest.raises(AttributeError):
+            build_shards(source, folder, num_workers=0, rows_per_shard=4)
+    assert len(build_shards(source, folder, num_workers=0, rows_per_shard=4)) == 12
+
+
+BUILD = (
+    "import sys; from pathlib import Path; from whisper_lightning.data.build import build_shards; "
+    "build_shards(Path(sys.argv[1]), Path(sys.argv[2]), num_workers=int(sys.argv[3]), rows_per_shard=20)"
+)
+
+
+@pytest.mark.slow
+def test_two_builds_of_one_folder_at_a_time(tmp_path: Path) -> None:
+    source, folder = make_corpus(tmp_path / "data", 1200), tmp_path / "shards"
+    command = [sys.executable, "-c", BUILD, str(source), str(folder), "0"]
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(2)]
+    assert [process.communicate()[1][-300:] for process in both if process.wait()] == []
+    assert len(ShardIndex.open(folder)) == 1197
+    assert not list(folder.glob("*.new"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends Ctrl-C otherwise")
+def test_ctrl_c_does_not_wait_for_the_shards_in_work(tmp_path: Path) -> None:
+    source, folder = make_corpus(tmp_path / "data", 6000), tmp_path / "shards"
+    code = BUILD.replace("rows_per_shard=20", "rows_per_shard=3000")
+    process = subprocess.Popen([sys.executable, "-c", code, str(source), str(folder), "2"])
+    while len(list(folder.glob("*.new"))) < 2 and process.poll() is None:
+        time.sleep(0.05)
+    start = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) != 0
+    assert time.monotonic() - start < 3
+    assert not list(folder.glob("*.tar*"))
+
+
 def test_index_goes_to_a_worker_as_its_folder(tmp_path: Path) -> None:
     index = build_shards(make_corpus(tmp_path / "data"), tmp_path / "shards", num_workers=0)
     payload = pickle.dumps(index)
@@ -127,11 +179,7 @@ def test_a_folder_that_is_none(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_killed_build_goes_on(tmp_path: Path) -> None:
     source, folder = make_corpus(tmp_path / "data", 1200), tmp_path / "shards"
-    code = (
-        "import sys; from pathlib import Path; from whisper_lightning.data.build import build_shards; "
-        "build_shards(Path(sys.argv[1]), Path(sys.argv[2]), num_workers=0, rows_per_shard=20)"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code, str(source), str(folder)])
+    process = subprocess.Popen([sys.executable, "-c", BUILD, str(source), str(folder), "0"])
     while len(list(folder.glob("*.json"))) < 5 and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)

@@ -15,6 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from itertools import islice
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,6 +91,8 @@ def build_shards(
     tasks = (_Task(folder, number, chunk, require_sentence, fingerprint) for number, chunk in enumerate(chunks))
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # It must not stand beside shards that it does not describe, should this build be killed.
+        (folder / "index.json").unlink(missing_ok=True)
         with tqdm(total=num_rows, desc=f"{source.name} to shards", unit="utterance", unit_scale=True) as bar:
             for number in _run(tasks, workers):
                 bar.update(min(rows_per_shard, num_rows - number * rows_per_shard))
@@ -106,6 +109,11 @@ def build_shards(
     return ShardIndex.open(folder)
 
 
+def _fresh(path: Path) -> Path:
+    """Name an unfinished file; two builds of one folder at a time do not share it."""
+    return path.with_name(f"{path.name}.{os.getpid()}.new")
+
+
 def _fingerprint(source: Path, options: dict[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
     with source.open("rb") as file:
@@ -115,7 +123,7 @@ def _fingerprint(source: Path, options: dict[str, Any]) -> str:
 
 
 def _open_current(folder: Path, fingerprint: str) -> ShardIndex | None:
-    """Open a folder that was built from the same CSV and whose rejected files have not changed."""
+    """Open a folder that was built from the same CSV, is whole, and whose rejected files have not changed."""
     try:
         info = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -124,7 +132,10 @@ def _open_current(folder: Path, fingerprint: str) -> ShardIndex | None:
         return None
     if any(_load_record(folder, number, fingerprint) is None for number in info["shards_with_rejected"]):
         return None
-    return ShardIndex.open(folder)
+    try:
+        return ShardIndex.open(folder)
+    except UserError:  # a shard is cut or gone; it is built again
+        return None
 
 
 def _load_record(folder: Path, number: int, fingerprint: str) -> dict[str, Any] | None:
@@ -151,10 +162,16 @@ def _stat(path: str) -> list[int] | None:
 def _run(tasks: Iterator[_Task], workers: int) -> Iterator[int]:
     """Build shards, few at a time, and give the number of each when it is finished."""
     if workers <= 1:
-        yield from (_build_shard(task) for task in tasks)
+        num_threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # resampling is many small products: measured 4 to 7 times slower on 2 busy cores
+        try:
+            yield from (_build_shard(task) for task in tasks)
+        finally:
+            torch.set_num_threads(num_threads)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
+    stop = context.Event()
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(stop,)) as pool:
         pending: set[Future[int]] = set()
         try:
             for task in tasks:
@@ -164,46 +181,44 @@ def _run(tasks: Iterator[_Task], workers: int) -> Iterator[int]:
                     yield from (future.result() for future in done)
             yield from (future.result() for future in pending)
         except BaseException:
+            stop.set()  # workers would finish their shard first, which may take a minute
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _start_worker() -> None:
+_stop: Event | None = None
+
+
+def _start_worker(stop: Event) -> None:
+    global _stop
+    _stop = stop
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _build_shard(task: _Task) -> int:
     """Build one shard and its record, unless they are there."""
-    folder, number, rows, require_sentence, fingerprint = task
+    folder, number, fingerprint = task.folder, task.number, task.fingerprint
     if _load_record(folder, number, fingerprint) is not None:
         return number
     path = folder / f"{number:06d}.tar"
-    fresh = folder / f"{number:06d}.tar.{os.getpid()}.new"
-    table: list[tuple[int, ...]] = []
-    rejected: list[Rejected] = []
-    files = []
-    with fresh.open("wb") as file:
-        with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-            for row in rows:
-                try:
-                    table.append(_add(tar, number, row, require_sentence))
-                except AudioError as error:
-                    value = row.sentence if error.reason == "silent" and not row.path else row.audio
-                    rejected.append(Rejected(row.row, value, error.reason, str(error)))
-                    files.append((row.path, _stat(row.path)))
-                except _RowError as error:
-                    rejected.append(Rejected(row.row, row.audio, *error.args))
-        file.flush()
-        os.fsync(file.fileno())
-    if table:
+    fresh = _fresh(path)
+    try:
+        table, rejected, files = _write_tar(fresh, task)
         with fresh.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         num_bytes = fresh.stat().st_size
-        fresh.replace(path)
-    else:
+        if table:
+            fresh.replace(path)
+    except FileNotFoundError:
+        # A build of the same folder beside this one was first and has cleared up.
+        if _load_record(folder, number, fingerprint) is None:
+            raise
+        return number
+    finally:
+        fresh.unlink(missing_ok=True)
+    if not table:
         sha256, num_bytes = "", 0
-        fresh.unlink()
         path.unlink(missing_ok=True)
     record = {
         "fingerprint": fingerprint,
@@ -215,6 +230,29 @@ def _build_shard(task: _Task) -> int:
     }
     _write_json(folder / f"{number:06d}.json", record)
     return number
+
+
+def _write_tar(path: Path, task: _Task) -> tuple[list[tuple[int, ...]], list[Rejected], list[tuple[str, Any]]]:
+    """Give the table of the utterances written, the rows left out, and the state of the files left out."""
+    table: list[tuple[int, ...]] = []
+    rejected: list[Rejected] = []
+    files = []
+    with path.open("wb") as file:
+        with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for row in task.rows:
+                if _stop is not None and _stop.is_set():
+                    raise InterruptedError("stopped")
+                before = _stat(row.path)
+                try:
+                    table.append(_add(tar, task.number, row, task.require_sentence))
+                except AudioError as error:
+                    rejected.append(Rejected(row.row, row.audio, error.reason, str(error)))
+                    files.append((row.path, before))
+                except _RowError as error:
+                    rejected.append(Rejected(row.row, row.audio, *error.args))
+        file.flush()
+        os.fsync(file.fileno())
+    return table, rejected, files
 
 
 class _RowError(ValueError):
@@ -244,7 +282,7 @@ def _add(tar: tarfile.TarFile, shard: int, row: Row, require_sentence: bool) -> 
 
 
 def _write_json(path: Path, value: Any) -> None:
-    fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
+    fresh = _fresh(path)
     fresh.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
     fresh.replace(path)
 
@@ -263,10 +301,14 @@ def _write_index(folder: Path, num_shards: int, num_rows: int, fingerprint: str,
         if record["rejected"]:
             with_rejected.append(number)
     table = np.concatenate(tables)
-    np.save(folder / "index.new.npy", table)
-    (folder / "index.new.npy").replace(folder / "index.npy")
+    fresh = _fresh(folder / "index.npy")
+    with fresh.open("wb") as file:
+        np.save(file, table)
+    fresh.replace(folder / "index.npy")
     columns = ["row", "value", "reason", "detail"]
-    pd.DataFrame(rejected, columns=columns).to_csv(folder / "rejected.csv", index=False, encoding="utf-8")
+    fresh = _fresh(folder / "rejected.csv")
+    pd.DataFrame(rejected, columns=columns).to_csv(fresh, index=False, encoding="utf-8")
+    fresh.replace(folder / "rejected.csv")
     info = {
         "version": FORMAT_VERSION,
         "fingerprint": fingerprint,
@@ -282,5 +324,5 @@ def _write_index(folder: Path, num_shards: int, num_rows: int, fingerprint: str,
     kept = {Path(str(shard["name"])).stem for shard in shards}
     for path in folder.iterdir():
         surplus = path.suffix in (".tar", ".json") and path.stem.isdigit() and path.stem not in kept
-        if surplus or path.suffix == ".new":
+        if surplus or (path.suffix == ".new" and ".tar." in path.name):
             path.unlink(missing_ok=True)
