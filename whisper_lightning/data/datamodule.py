@@ -32,7 +32,6 @@ class Split:
         index: The shards.
         members: Positions in the index, ascending.
         rejected: What was left out, and why.
-        seconds: Speech, in seconds.
     """
 
     index: ShardIndex

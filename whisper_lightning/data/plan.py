@@ -125,7 +125,6 @@ def _assign_buckets(
     buckets = np.empty(count, np.int64)
     buckets[by_duration] = 1 + np.arange(count) * num_buckets // count
     contexts = np.full(num_buckets + 1, options.full_samples)
-    np.maximum.at(contexts[1:], np.zeros(0, np.int64), 0)
     longest = np.zeros(num_buckets + 1, np.int64)
     np.maximum.at(longest, buckets, num_samples)
     contexts[1:] = _whole_positions(longest[1:])

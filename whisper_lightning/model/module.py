@@ -61,8 +61,7 @@ class WhisperModule(LightningModule):
         max_steps: Optimizer steps of the run; linked to trainer.max_steps.
         schedule: Learning rate after the warm-up.
         weight_decay: AdamW's decay, on matrices only.
-        activation_checkpointing: Recompute activations in the backward pass (non-reentrant): less memory, 1.3 times
-            the work.
+        activation_checkpointing: Recompute activations in the backward pass (non-reentrant): less memory, more work.
         max_tokens: Longest decoded transcript, in tokens.
         spec_augment: Mask stretches of time and bands of frequency in training (Park et al. 2019).
     """
