@@ -23,7 +23,7 @@ def test_fit_leaves_everything_in_its_folder(corpus: Path, tmp_path: Path) -> No
     assert transcripts == {"step-000000.csv", "step-000002.csv", "step-000004.csv", "test.csv"}
     metrics = pd.read_csv(run / "metrics.csv")
     assert metrics["train/loss"].count() == 4
-    assert list(metrics.loc[metrics["val/wer"].notna(), "step"]) == [0, 1, 3]
+    assert list(metrics.loc[metrics["val/wer"].notna(), "step"]) == [0, 2, 4]
     assert metrics["test/wer"].count() == 1
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -14,17 +15,20 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from whisper_lightning.callbacks.checkpoint import ExactResume, KeepBest
-from whisper_lightning.callbacks.speed import MeasureSpeed
+from whisper_lightning.callbacks.best import KeepBest
+from whisper_lightning.callbacks.checkpoint import ExactResume
+from whisper_lightning.callbacks.steps import LogSteps
 from whisper_lightning.callbacks.wer import EvaluateWER
 from whisper_lightning.data.datamodule import SpeechDataModule
-from whisper_lightning.errors import UserError
+from whisper_lightning.errors import Interrupted, UserError, is_full_disk
 from whisper_lightning.loggers import WandbOptions, make_loggers
 from whisper_lightning.model.module import WhisperModule
 from whisper_lightning.text import language_code
 
 logger = logging.getLogger(__name__)
 
+CTRL_C = 130
+"""Exit code after Ctrl-C: 128 + SIGINT."""
 CONFIG_FOLDERS = [Path(__file__).parent.parent / "configs", Path(__file__).parent / "configs"]
 """Where shipped configurations are: in a checkout, and in an installed package."""
 
@@ -80,7 +84,7 @@ class WhisperCLI(LightningCLI):
         parser.add_lightning_class_args(EvaluateWER, "evaluate")
         parser.add_lightning_class_args(KeepBest, "best")
         parser.add_lightning_class_args(ExactResume, "resume")
-        parser.add_lightning_class_args(MeasureSpeed, "speed")
+        parser.add_lightning_class_args(LogSteps, "steps")
         parser.add_class_arguments(WandbOptions, "wandb")
         parser.link_arguments("trainer.max_steps", "model.max_steps")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
@@ -104,6 +108,7 @@ class WhisperCLI(LightningCLI):
             _check_folder(config, folder)
         else:
             self.save_config_callback = None
+            _find_checkpoint(config, folder)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Give the trainer its loggers."""
@@ -111,7 +116,8 @@ class WhisperCLI(LightningCLI):
         if config.trainer.logger in (None, True):
             enabled = config.wandb.enabled and self.subcommand == "fit"
             options = WandbOptions(enabled, config.wandb.project, config.wandb.name)
-            kwargs["logger"] = make_loggers(Path(config.trainer.default_root_dir), options)
+            fresh = self.subcommand == "fit" and config.ckpt_path is None
+            kwargs["logger"] = make_loggers(Path(config.trainer.default_root_dir), options, keep=not fresh)
         if config.trainer.enable_progress_bar is not False:
             # Drawing the bar reads the loss from the device: at every batch it would slow a GPU.
             bar = TQDMProgressBar(refresh_rate=config.trainer.log_every_n_steps or 1)
@@ -170,26 +176,40 @@ def _check_fit(config: Namespace) -> None:
 
 
 def _check_folder(config: Namespace, folder: Path) -> None:
-    """Find the checkpoint to resume from, or refuse a folder that already holds a run."""
-    last = folder / "checkpoints" / "last.ckpt"
-    if config.ckpt_path == "last":
-        config.ckpt_path = str(last)
-    if config.ckpt_path is not None:
-        if not Path(config.ckpt_path).is_file():
-            raise UserError(f"--ckpt_path: there is no checkpoint at {config.ckpt_path}")
-    elif (folder / "config.yaml").exists() and not config.trainer.fast_dev_run:
-        then = "continue it with --ckpt_path last" if last.is_file() else "delete the folder"
+    """Find the checkpoint to resume from, or refuse a folder that already holds a run.
+
+    A job that SLURM has requeued has the same command as the first time, and continues by itself. A run that was
+    stopped before its first checkpoint is continued from its beginning.
+    """
+    last, started = folder / "checkpoints" / "last.ckpt", (folder / "config.yaml").exists()
+    if config.ckpt_path is None and started and int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0:
+        config.ckpt_path = "last"
+    if config.ckpt_path == "last" and started and not last.is_file():
+        logger.info("%s: stopped before its first checkpoint; it begins again", folder)
+        config.ckpt_path = None
+    elif config.ckpt_path is not None:
+        _find_checkpoint(config, folder)
+    elif started and not config.trainer.fast_dev_run:
         raise UserError(
-            f"trainer.default_root_dir: {folder} already holds a run; {then}, "
+            f"trainer.default_root_dir: {folder} already holds a run; continue it with --ckpt_path last, "
             "or choose another folder with --trainer.default_root_dir runs/NAME"
         )
+
+
+def _find_checkpoint(config: Namespace, folder: Path) -> None:
+    """Let `--ckpt_path last` mean that of the run's folder."""
+    if config.ckpt_path == "last":
+        config.ckpt_path = str(folder / "checkpoints" / "last.ckpt")
+    if config.ckpt_path is not None and not Path(config.ckpt_path).is_file():
+        raise UserError(f"--ckpt_path: there is no checkpoint at {config.ckpt_path}")
 
 
 def main(args: list[str] | None = None) -> int:
     """Run the command line; the one door for the shell, tests and notebooks.
 
     Returns:
-        0, or 2 after a user's mistake, which was shown as one line.
+        0; 2 after a user's mistake or with a full disk, shown as one line; 75 when a signal stopped the run where it
+        can be continued, 130 when Ctrl-C did.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("httpx", "transformers", "lightning.pytorch.utilities.rank_zero", "fsspec"):
@@ -207,7 +227,22 @@ def main(args: list[str] | None = None) -> int:
             save_config_kwargs={"overwrite": True},
             parser_kwargs={name: {"default_config_files": base} for name in WhisperCLI.subcommands()},
         )
+    except Interrupted as stop:
+        logger.info("%s", stop)
+        return stop.exit_code
+    except KeyboardInterrupt:
+        return CTRL_C
+    except SystemExit as end:  # Lightning makes one of Ctrl-C
+        if isinstance(end.__context__, KeyboardInterrupt):
+            return CTRL_C
+        raise
     except (UserError, MisconfigurationException) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    except Exception as error:
+        if not is_full_disk(error):
+            raise
+        remedy = "what was saved before is whole. Make room, then continue with --ckpt_path last"
+        print(f"error: the disk is full ({error}); {remedy}", file=sys.stderr)  # noqa: T201
         return 2
     return 0

@@ -1,63 +1,40 @@
-"""What a run leaves on disk: `best/` for other programs, `checkpoints/last.ckpt` to continue from.
+"""What makes a continued run the run that was never interrupted, to the last bit.
 
-The only file that touches Lightning's private attributes; they are those of lightning 2.6.
+`last.ckpt` is written only between two optimizer steps or in a validation, in the one form from which Lightning 2.6
+goes on exactly; every batch is seeded; what cannot be continued is refused. The only file that touches Lightning's
+private attributes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import shutil
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+
+from whisper_lightning.callbacks.files import write_checkpoint
+from whisper_lightning.callbacks.signals import StopRequest
+from whisper_lightning.errors import Interrupted, UserError
 
 logger = logging.getLogger(__name__)
 
-
-class KeepBest(Callback):
-    """Writes the model with the lowest WER so far as a Hugging Face folder, `best/`.
-
-    Attributes:
-        wer: Lowest `val/wer` so far, in percent.
-        step: The step that reached it, -1 before the first.
-    """
-
-    def __init__(self) -> None:
-        self.wer = float("inf")
-        self.step = -1
-
-    def state_dict(self) -> dict[str, Any]:
-        """Keep the record through a resume."""
-        return {"wer": self.wer, "step": self.step}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the record of the interrupted run."""
-        self.wer, self.step = state_dict["wer"], state_dict["step"]
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the folder anew when this validation is the best."""
-        wer = trainer.callback_metrics.get("val/wer")
-        if trainer.sanity_checking or trainer.state.fn != "fit" or wer is None or float(wer) >= self.wer:
-            return
-        self.wer, self.step = float(wer), trainer.global_step
-        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            folder = Path(trainer.default_root_dir) / "best"
-            fresh = folder.with_name("best.new")
-            shutil.rmtree(fresh, ignore_errors=True)
-            pl_module.save_pretrained(fresh)  # type: ignore[operator]
-            shutil.rmtree(folder, ignore_errors=True)
-            fresh.rename(folder)
+FREE_OPTIONS = {"max_steps", "max_tokens", "activation_checkpointing", "initial_weights"}
+"""Options of the model that a continued run may change: they take effect, and leave what is restored as it is."""
 
 
 class ExactResume(Checkpoint):
-    """Keeps `checkpoints/last.ckpt`, and seeds every batch so that a continued run draws the same random numbers.
+    """Keeps `checkpoints/last.ckpt`, stops on a signal, and seeds every batch so that a continued run is the same.
 
     No state of a random generator is saved: each batch is seeded from (seed, epoch, batch, rank).
+
+    SIGTERM, SIGUSR1 and Ctrl-C make every rank save at its next optimizer step (in a validation, at its next batch) and
+    end with exit code 75, or 130 for Ctrl-C.
 
     Args:
         every_n_steps: Optimizer steps between two checkpoints; each validation writes one as well.
@@ -65,54 +42,176 @@ class ExactResume(Checkpoint):
 
     def __init__(self, every_n_steps: int = 25) -> None:
         self.every_n_steps = every_n_steps
-        self._saved_step = -1
+        self._stop = StopRequest()
+        self._exit_code = 0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove what a kill left of a checkpoint that was being written."""
+        if trainer.is_global_zero:
+            path = last_checkpoint(trainer)
+            path.with_name(path.name + ".new").unlink(missing_ok=True)
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over the signals; Lightning has set its own handlers just before."""
+        self._stop.install()
+
+    on_train_start = on_sanity_check_start
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Seed dropout and SpecAugment."""
-        position = (trainer.datamodule.seed, trainer.current_epoch, batch_idx, trainer.global_rank)  # type: ignore[attr-defined]
-        digest = hashlib.sha256(repr(position).encode()).digest()
-        torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        """Seed dropout, SpecAugment and whatever else draws in a step."""
+        epoch = trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
+        position = (trainer.datamodule.seed, epoch, batch_idx, trainer.global_rank)  # type: ignore[attr-defined]
+        seed = int.from_bytes(hashlib.sha256(repr(position).encode()).digest()[:8], "little") >> 1
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Save when it is time, unless a validation is due now, which saves when it has ended."""
+        """At an optimizer step, save when it is time, unless a validation is due now, which saves when it has ended."""
         loop = trainer.fit_loop.epoch_loop
-        at_step = not loop._should_accumulate()
-        due = trainer.global_step % self.every_n_steps == 0 and trainer.global_step != self._saved_step
-        fetcher = trainer.fit_loop._data_fetcher
-        assert fetcher is not None
-        if at_step and due and not loop._should_check_val_fx(fetcher):
+        if loop._should_accumulate():
+            return
+        self._exit_code = self._stop.agreed()
+        assert trainer.fit_loop._data_fetcher is not None
+        if loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
+            return
+        step = trainer.global_step
+        if self._exit_code or step % self.every_n_steps == 0 or step == trainer.max_steps:
             self._save(trainer)
+        self._leave(trainer)
+
+    def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Stop if that was asked for, in a validation that runs again, whole.
+
+        The one after the last step is brought to its end: Lightning would not run it again.
+        """
+        if trainer.state.fn != "fit":
+            return
+        self._exit_code = self._exit_code or self._stop.agreed()
+        if self._exit_code and trainer.sanity_checking:
+            raise Interrupted("stopped before the first step; start the run again", self._exit_code)
+        if self._exit_code and trainer.global_step < trainer.max_steps:
+            self._save(trainer, validating=True)
+            self._leave(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save with the validation's results."""
         if not trainer.sanity_checking and trainer.state.fn == "fit":
             self._save(trainer)
+            self._leave(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the end of the run."""
-        if trainer.global_step != self._saved_step:
-            self._save(trainer)
+        """Give the signals back."""
+        self._stop.settle()
+        self._stop.restore()
 
-    def _save(self, trainer: Trainer) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the signals back."""
+        self._stop.restore()
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add what the run is, and how far its logs are."""
+        checkpoint["run"] = describe_run(trainer)
+        checkpoint["loggers"] = [each.state_dict() if hasattr(each, "state_dict") else None for each in trainer.loggers]
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Refuse what cannot be continued; let the logs go on where the checkpoint was.
+
+        Raises:
+            UserError: Seed, data, number of processes or options differ.
+        """
+        if trainer.state.fn != "fit":
+            return
+        refuse_another_run(checkpoint, describe_run(trainer), str(trainer.ckpt_path))
+        for each, state in zip(trainer.loggers, checkpoint["loggers"], strict=False):
+            if state is not None and hasattr(each, "load_state_dict"):
+                each.load_state_dict(state)
+
+    def _leave(self, trainer: Trainer) -> None:
+        """Raise `Interrupted` on every rank if the ranks have agreed to stop."""
+        if not self._exit_code:
+            return
+        # Lightning watches the processes it started, and would kill this one when another ends with a code.
+        getattr(trainer.strategy.launcher, "procs", []).clear()
+        raise Interrupted(
+            f"stopped at step {trainer.global_step}; continue with --ckpt_path last "
+            f"(--trainer.default_root_dir {trainer.default_root_dir})",
+            self._exit_code,
+        )
+
+    def _save(self, trainer: Trainer, *, validating: bool = False) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         trainer.lightning_module.check_losses()  # type: ignore[operator]
-        self._saved_step = trainer.global_step
         checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        _settle_progress(checkpoint["loops"]["fit_loop"], validating)
         if trainer.is_global_zero:
-            write_checkpoint(checkpoint, Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt")
+            write_checkpoint(checkpoint, last_checkpoint(trainer))
         trainer.strategy.barrier("ExactResume")
 
 
-def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint so that a kill at any moment leaves the old file or the new one, whole.
+def last_checkpoint(trainer: Trainer) -> Path:
+    """Give the path of the run's `last.ckpt`."""
+    return Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
 
-    Lightning's own writer goes through `TMPDIR`; from another file system the final move is a copy that can be cut.
+
+def _settle_progress(fit_loop: dict[str, Any], validating: bool) -> None:
+    """Bring the saved counters into the form from which Lightning goes on exactly.
+
+    A run that was itself continued carries counters that never agree again (epochs begun, batches of a validation
+    that was cut); Lightning reads from such differences where a run was interrupted, so each checkpoint is cleaned.
+
+    Args:
+        fit_loop: The fit loop's state, changed in place.
+        validating: The checkpoint is taken in a validation, which is to run again from its first batch.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(path.name + ".new")
-    with fresh.open("wb") as file:
-        torch.save(checkpoint, file)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
+    epoch = fit_loop["epoch_progress"]["current"]["processed"]
+    for counts in fit_loop["epoch_progress"].values():
+        counts |= {"ready": epoch + 1, "started": epoch + 1, "processed": epoch, "completed": epoch}
+    progress = fit_loop["epoch_loop.val_loop.batch_progress"]
+    done = progress["total"]["completed"] - (progress["current"]["completed"] if validating else 0)
+    progress["total"] = dict.fromkeys(("ready", "started", "processed", "completed"), done)
+    progress["current"] = dict.fromkeys(("ready", "started", "processed", "completed"), 0)
+    progress["is_last_batch"] = not validating
+    if validating:  # Lightning's sign for a validation that was cut: its batch was started, not processed
+        for counts in (progress["total"], progress["current"]):
+            counts["ready"] += 1
+            counts["started"] += 1
+
+
+def describe_run(trainer: Trainer) -> dict[str, Any]:
+    """Give what must be the same for a run to be continued: all that decides what is computed, by option's name."""
+    module, data = trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
+    names = ("accumulate_grad_batches", "precision", "gradient_clip_val", "gradient_clip_algorithm")
+    limits = ("limit_train_batches", "limit_val_batches", "val_check_interval", "check_val_every_n_epoch")
+    run = {f"trainer.{name}": getattr(trainer, name) for name in names + limits}
+    run |= {f"model.{name}": value for name, value in module.hparams.items() if name not in FREE_OPTIONS}
+    run |= {f"data.{name}": getattr(data, name) for name in ("batch_size", "max_batch_seconds", "full_share")}
+    run |= {"seed_everything": data.seed, "number of processes": trainer.world_size}
+    # A checkpoint is read without pickle: no enumerations, no paths.
+    run = {name: value if isinstance(value, int | float | None) else str(value) for name, value in run.items()}
+    return run | {f"data.{name}": split.fingerprint for name, split in data.splits.items()}
+
+
+def refuse_another_run(checkpoint: dict[str, Any], run: dict[str, Any], path: str) -> None:
+    """Compare a checkpoint's run with this one.
+
+    Raises:
+        UserError: They differ; each option is named with both values.
+    """
+    saved = checkpoint.get("run")
+    if saved is None:
+        raise UserError(f"--ckpt_path: {path} was not written by this program and cannot be continued exactly")
+    differing = [
+        f"{name}: other utterances than before" if name in ("data.train", "data.val")
+        # An absent name is an option that one of the two versions of this program does not have.
+        else f"{name} was {saved.get(name, 'absent')}, now {run.get(name, 'absent')}"
+        for name in sorted(saved.keys() | run.keys())
+        if saved.get(name) != run.get(name)
+    ]  # fmt: skip
+    if differing:
+        raise UserError(
+            f"--ckpt_path: {path} cannot be continued like this: {'; '.join(differing)}. Continue with what it was "
+            f"begun with, or start anew from its weights: --model.initial_weights {path} and a new "
+            "--trainer.default_root_dir instead of --ckpt_path"
+        )

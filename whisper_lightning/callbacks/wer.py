@@ -103,17 +103,20 @@ class EvaluateWER(Callback):
         context = f"decoded at {'its own length' if pl_module.context == 'dynamic' else 'full context'}"
         name = f"step-{trainer.global_step:06d}"
         metrics = self._finish(trainer, pl_module, "val", name, context)
+        # Not through Lightning: it logs nothing of a sanity check, and only after the hook that saves a checkpoint.
+        for each in trainer.loggers:
+            each.log_metrics(metrics, step=trainer.global_step)
         if trainer.sanity_checking:
             self.baseline = metrics
-            # Lightning logs nothing of a sanity check by itself.
-            for each in trainer.loggers:
-                each.log_metrics(metrics, step=0)
         else:
-            pl_module.log_dict(metrics, rank_zero_only=True)
+            pl_module.log_dict(metrics, logger=False)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score, log, show, write."""
-        pl_module.log_dict(self._finish(trainer, pl_module, "test", "test", "decoded at full context"))
+        metrics = self._finish(trainer, pl_module, "test", "test", "decoded at full context")
+        for each in trainer.loggers:
+            each.log_metrics(metrics, step=trainer.global_step)
+        pl_module.log_dict(metrics, logger=False)
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any

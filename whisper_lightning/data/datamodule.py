@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -42,6 +44,13 @@ class Split:
     def seconds(self) -> float:
         """Speech of the members, in seconds."""
         return float(self.index.num_samples[self.members].sum()) / SAMPLE_RATE_HZ
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes with the utterances, whatever the folder they are read from."""
+        digest = hashlib.sha256(self.members.tobytes())
+        digest.update(" ".join(shard["sha256"] for shard in self.index.shards).encode())
+        return digest.hexdigest()
 
 
 class SpeechDataModule(LightningDataModule):

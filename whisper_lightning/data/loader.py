@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -144,11 +146,37 @@ class EpochLoader:
         resumed_epoch, start = self._resume
         if epoch == resumed_epoch:
             planned = planned[start:]
-        yield from DataLoader(
+        loader = DataLoader(
             self.dataset,
             batch_size=None,
             sampler=planned,
             num_workers=self._num_workers,
             pin_memory=self._pin_memory,
             multiprocessing_context="spawn" if self._num_workers else None,
+            worker_init_fn=_ignore_ctrl_c,
         )
+        with _signals_blocked():
+            batches = iter(loader)  # starts the workers, which inherit what is blocked
+        yield from batches
+
+
+def _ignore_ctrl_c(worker: int) -> None:
+    """Leave Ctrl-C to the main process; Windows has nothing to inherit."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Block what stops a run, for processes started meanwhile: a cluster signals the whole group, workers included.
+
+    The main process saves and ends its workers itself; a worker that died first would take the run with it. What
+    arrives here in the meantime is delivered afterwards.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

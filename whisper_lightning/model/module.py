@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -52,6 +53,8 @@ class WhisperModule(LightningModule):
     Args:
         checkpoint: Hub name, or folder in Hugging Face layout.
         random_weights: Start from random weights of that configuration instead of its weights.
+        initial_weights: Checkpoint file (`last.ckpt`) of a run to take the weights from, and nothing else: optimizer,
+            steps and data begin anew.
         language: Language of the speech, by code or English name.
         task: What the decoder is asked for.
         context: How long the encoder's input is: `full` is the model's own maximum (30 s for every published
@@ -70,6 +73,7 @@ class WhisperModule(LightningModule):
         self,
         checkpoint: str = "openai/whisper-base",
         random_weights: bool = False,
+        initial_weights: str | None = None,
         language: str = "es",
         task: Task = "transcribe",
         context: Literal["full", "dynamic"] = "dynamic",
@@ -92,6 +96,8 @@ class WhisperModule(LightningModule):
         self.whisper: VariableLengthWhisper = load_whisper(
             checkpoint, random_weights=random_weights, language=language, task=task
         )
+        if initial_weights is not None:
+            self._take_weights(Path(initial_weights))
         if activation_checkpointing:
             self.whisper.activation_checkpointing_enable({"use_reentrant": False})
         self.full_frames: int = 2 * self.whisper.config.max_source_positions
@@ -99,7 +105,7 @@ class WhisperModule(LightningModule):
         self._group_sums: list[torch.Tensor] = []
         self._group_tokens = 0
         self._unchecked: list[tuple[list[str], torch.Tensor]] = []
-        self._step_metrics: dict[str, torch.Tensor] = {}
+        self._step_metrics: dict[str, torch.Tensor | float] = {}
 
     def training_step(self, batch: SpeechBatch, batch_idx: int) -> torch.Tensor:
         """Log-mel, encoder, decoder, loss.
@@ -133,19 +139,17 @@ class WhisperModule(LightningModule):
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         torch._foreach_mul_([p.grad for p in parameters], undo / num_tokens)
         norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val or torch.inf)
-        self._step_metrics = {"train/loss": loss_sum / num_tokens, "train/gradient_norm": norm}
+        self._step_metrics = {
+            "train/loss": loss_sum / num_tokens,
+            "train/gradient_norm": norm,
+            "train/learning_rate": optimizer.param_groups[0]["lr"],
+        }
         self._group_sums, self._group_tokens = [], 0
 
-    def on_train_batch_end(self, outputs: Any, batch: SpeechBatch, batch_idx: int) -> None:
-        """Log what the finished optimizer step was, and look for a loss that is not a number at logging steps."""
-        if not self._step_metrics:
-            return
-        rate = float(self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
-        self.log("train/loss", self._step_metrics["train/loss"], prog_bar=True)
-        self.log_dict({"train/gradient_norm": self._step_metrics["train/gradient_norm"], "train/learning_rate": rate})
-        self._step_metrics = {}
-        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self.check_losses()
+    def take_step_metrics(self) -> dict[str, torch.Tensor | float]:
+        """Give loss, gradient norm and learning rate of the optimizer step just finished, once; else nothing."""
+        metrics, self._step_metrics = self._step_metrics, {}
+        return metrics
 
     def check_losses(self) -> None:
         """Stop the run if a loss since the last check is not finite, and name the utterances.
@@ -198,9 +202,27 @@ class WhisperModule(LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
 
-    def save_pretrained(self, folder: Path) -> None:
-        """Write the model as a Hugging Face folder."""
-        save_whisper(self.whisper, self.processor, folder)
+    def _take_weights(self, path: Path) -> None:
+        """Load the weights of a checkpoint file."""
+        try:
+            state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)["state_dict"]
+            self.load_state_dict(state)
+        except (OSError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise UserError(
+                f"model.initial_weights: {path} holds no weights of a {self.hparams['checkpoint']} ({reason}); "
+                "give the last.ckpt of a run of that model"
+            ) from None
+
+    def save_pretrained(self, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+        """Write the model as a Hugging Face folder.
+
+        Args:
+            folder: Where.
+            weights: State of this module to write; its own by default.
+        """
+        state = self.state_dict() if weights is None else weights
+        save_whisper(self.whisper, self.processor, folder, {k.removeprefix("whisper."): v for k, v in state.items()})
 
     def load_pretrained(self, folder: Path) -> None:
         """Take the weights of a Hugging Face folder that `save_pretrained` wrote."""

@@ -104,9 +104,11 @@ def label_loss(
     return F.cross_entropy(whisper.proj_out(counted), label_tokens, reduction="sum")
 
 
-def save_whisper(whisper: WhisperForConditionalGeneration, processor: Any, folder: Path) -> None:
+def save_whisper(
+    whisper: WhisperForConditionalGeneration, processor: Any, folder: Path, weights: dict[str, torch.Tensor]
+) -> None:
     """Write a Hugging Face folder that `WhisperForConditionalGeneration.from_pretrained` and `pipeline` load."""
-    whisper.save_pretrained(folder)
+    whisper.save_pretrained(folder, state_dict=weights)
     processor.save_pretrained(folder)
     # transformers 5 leaves this file out, and other clients look for it.
     processor.feature_extractor.save_pretrained(folder)
