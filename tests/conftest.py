@@ -68,6 +68,15 @@ def quick_arguments(corpus: Path, run: Path) -> list[str]:
     ]
 
 
+def one_error(capsys: pytest.CaptureFixture[str]) -> str:
+    """Give the one line that a user's mistake is shown as."""
+    error = capsys.readouterr().err
+    line = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert len(line) == 1, error
+    assert "Traceback" not in error
+    return line[0]
+
+
 @pytest.fixture(scope="session")
 def quickstart_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The quickstart as the README says to run it; the folder that it was run in."""

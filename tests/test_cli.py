@@ -10,7 +10,7 @@ import torch
 import wandb
 from safetensors.torch import load_file
 
-from tests.conftest import MODEL, copy_corpus, quick_arguments
+from tests.conftest import MODEL, copy_corpus, one_error, quick_arguments
 from whisper_lightning.cli import main
 
 
@@ -37,14 +37,6 @@ def test_second_run_into_a_used_folder_is_refused(
     (run / "config.yaml").touch()
     assert main(quick_arguments(corpus, run)) == 2
     assert one_error(capsys).startswith(f"error: trainer.default_root_dir: {run} already holds a run")
-
-
-def one_error(capsys: pytest.CaptureFixture[str]) -> str:
-    error = capsys.readouterr().err
-    line = [line for line in error.splitlines() if line.startswith("error: ")]
-    assert len(line) == 1, error
-    assert "Traceback" not in error
-    return line[0]
 
 
 @pytest.mark.parametrize(

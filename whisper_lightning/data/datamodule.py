@@ -72,6 +72,7 @@ class SpeechDataModule(LightningDataModule):
             utterances.
         full_share: With model.context dynamic, the share of training utterances that are padded to the full context
             all the same, so that the model stays good there.
+        augment: Change loudness and add noise in training, anew in each epoch.
         num_workers: Processes that read and decode audio.
         max_rejected_fraction: Stop before training when more than this share of a CSV's rows is unusable.
         seed: Seed of the shuffling; linked to seed_everything.
@@ -93,6 +94,7 @@ class SpeechDataModule(LightningDataModule):
         eval_batch_size: int = 16,
         max_batch_seconds: float | None = None,
         full_share: float = 0.15,
+        augment: bool = False,
         num_workers: int = 2,
         max_rejected_fraction: float = 0.1,
         seed: int = 42,
@@ -111,6 +113,7 @@ class SpeechDataModule(LightningDataModule):
         self.max_batch_seconds = max_batch_seconds
         self.full_share = 1.0 if context == "full" else full_share
         self.val_share = 1.0 if context == "full" else 0.0
+        self.augment = augment
         self.num_workers = num_workers
         self.max_rejected_fraction = max_rejected_fraction
         self.seed = seed
@@ -247,7 +250,7 @@ class SpeechDataModule(LightningDataModule):
             return loop.epoch_progress.current.processed, loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
 
         return EpochLoader(
-            BatchDataset(split.index, self.encoder),
+            BatchDataset(split.index, self.encoder, self.seed if training and self.augment else None),
             plan,
             num_workers=self.num_workers,
             pin_memory=trainer.strategy.root_device.type == "cuda",

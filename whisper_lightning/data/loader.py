@@ -5,12 +5,14 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from whisper_lightning.audio import SAMPLE_RATE_HZ, SAMPLES_PER_POSITION
+from whisper_lightning.data.augment import augment
 from whisper_lightning.data.plan import PlannedBatch
 from whisper_lightning.data.shards import ShardIndex, Utterance
 from whisper_lightning.text import LabelEncoder
@@ -70,16 +72,29 @@ def collate(utterances: list[Utterance], num_samples: int, encoder: LabelEncoder
     )
 
 
+@dataclass(frozen=True)
 class BatchDataset(Dataset[Batch]):
-    """Reads and collates one planned batch; picklable, so that workers may be spawned (Windows, macOS)."""
+    """Reads and collates one planned batch; picklable, so that workers may be spawned (Windows, macOS).
 
-    def __init__(self, index: ShardIndex, encoder: LabelEncoder) -> None:
-        self.index = index
-        self.encoder = encoder
+    Attributes:
+        index: Where the utterances are.
+        encoder: Makes label ids.
+        augment_seed: Seed of the augmentation; None for none.
+        epoch: Epoch that is served: an utterance is augmented anew in each.
+    """
+
+    index: ShardIndex
+    encoder: LabelEncoder
+    augment_seed: int | None = None
+    epoch: int = 0
 
     def __getitem__(self, planned: PlannedBatch) -> Batch:
         """Read the utterances of `planned` and pad them to its context."""
-        return collate([self.index.read(i) for i in planned.indices], planned.num_samples, self.encoder)
+        utterances = [self.index.read(i) for i in planned.indices]
+        if self.augment_seed is not None:
+            waveforms = (augment(each.waveform, self.augment_seed, self.epoch, each.key) for each in utterances)
+            utterances = [each._replace(waveform=new) for each, new in zip(utterances, waveforms, strict=True)]
+        return collate(utterances, planned.num_samples, self.encoder)
 
 
 class EpochLoader:
@@ -147,7 +162,7 @@ class EpochLoader:
         if epoch == resumed_epoch:
             planned = planned[start:]
         loader = DataLoader(
-            self.dataset,
+            replace(self.dataset, epoch=epoch),
             batch_size=None,
             sampler=planned,
             num_workers=self._num_workers,

@@ -1,0 +1,156 @@
+"""A run that is killed and continued is the run that was never interrupted: a property, tried with real kills."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import MODEL, copy_corpus, quick_arguments
+from tests.record import read, run
+
+STEPS = 8
+
+CONFIGURATIONS = {
+    "validation in mid-epoch, dropout, masks": ["--model.spec_augment=true"],
+    "two workers": ["--data.num_workers=2", "--model.spec_augment=true"],
+    "accumulation": ["--trainer.accumulate_grad_batches=3", "--trainer.val_check_interval=9"],
+    "accumulation, two workers": [
+        "--trainer.accumulate_grad_batches=3",
+        "--trainer.val_check_interval=6",
+        "--data.num_workers=2",
+        "--data.augment=true",
+    ],
+    "validation at the epoch's end": ["--trainer.val_check_interval=6", "--model.spec_augment=true"],
+    "validation once per epoch": ["--trainer.val_check_interval=1.0", "--trainer.check_val_every_n_epoch=1"],
+    "limited epochs": ["--trainer.limit_train_batches=5", "--trainer.val_check_interval=4"],
+    "a checkpoint at each step": ["--resume.every_n_steps=1", "--data.augment=true"],
+    "a checkpoint on an epoch's last batch": ["--resume.every_n_steps=6", "--trainer.val_check_interval=7"],
+    "full context": ["--model.context=full", "--data.max_batch_seconds=12"],
+    "cosine, activation checkpointing": ["--model.schedule=cosine", "--model.activation_checkpointing=true"],
+    "accumulation over the epoch's end": ["--trainer.accumulate_grad_batches=4", "--trainer.val_check_interval=8"],
+}
+SHORT = ["a checkpoint on an epoch's last batch"]
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Clips, their shards and a model with dropout, for all runs of this file."""
+    folder = tmp_path_factory.mktemp("material")
+    copy_corpus(folder / "corpus")
+    shutil.copytree(MODEL, folder / "model")
+    config = json.loads((MODEL / "config.json").read_text(encoding="utf-8"))
+    text = json.dumps(config | {"dropout": 0.1, "activation_dropout": 0.1})
+    (folder / "model" / "config.json").write_text(text, encoding="utf-8")
+    return folder
+
+
+def arguments(material: Path, folder: Path, options: list[str]) -> list[str]:
+    """A run over six batches an epoch, with a validation every third."""
+    return [
+        *quick_arguments(material / "corpus", folder),
+        f"--model.checkpoint={material / 'model'}",
+        f"--trainer.max_steps={STEPS}",
+        "--trainer.val_check_interval=3",
+        "--trainer.logger=true",
+        "--data.batch_size=4",
+        "--data.eval_batch_size=2",
+        "--resume.every_n_steps=2",
+        *options,
+    ]
+
+
+def record(folder: Path, at: str = "", count: int = 1, delay_seconds: float = 0.0, number: int = 9) -> list[str]:
+    return [
+        "--trainer.callbacks+=tests.record.Record",
+        f"--trainer.callbacks.path={folder}.record",
+        f"--trainer.callbacks.at={at}",
+        f"--trainer.callbacks.count={count}",
+        f"--trainer.callbacks.delay_seconds={delay_seconds}",
+        f"--trainer.callbacks.number={number}",
+    ]
+
+
+def resume(folder: Path) -> list[str]:
+    return ["--ckpt_path=last"] if (folder / "config.yaml").is_file() else []
+
+
+def differences(straight: Path, broken: Path, rank: int = 0) -> list[str]:
+    """Name everything in which an interrupted run differs from the straight one."""
+    found = []
+    expected, ours = ({}, {})  # type: dict[str, object], dict[str, object]
+    for folder, lines in ((straight, expected), (broken, ours)):
+        for line in read(folder.with_name(f"{folder.name}.record.{rank}")):
+            key = str(line.get("batch", line.get("validation")))
+            if lines.setdefault(key, line) != line:
+                found.append(f"{folder.name} does {key} differently the second time: {line}, {lines[key]}")
+    found += [f"{key}: {ours.get(key)} instead of {line}" for key, line in expected.items() if ours.get(key) != line]
+    found += [f"{key} is too much" for key in ours.keys() - expected.keys()]
+    one, two = (torch.load(f / "checkpoints" / "last.ckpt", weights_only=True) for f in (straight, broken))
+    for name in ("global_step", "callbacks", "lr_schedulers", "run", "loggers"):
+        if one[name] != two[name]:
+            found.append(f"{name}: {two[name]} instead of {one[name]}")
+    if not same(one["state_dict"], two["state_dict"]) or not same(one["optimizer_states"], two["optimizer_states"]):
+        found.append("last.ckpt: other weights or another state of the optimizer")
+    if not same(*(load_file(folder / "best" / "model.safetensors") for folder in (straight, broken))):
+        found.append("best/: other weights")
+    one, two = (pd.read_csv(f / "metrics.csv").filter(regex="step|train|val|test") for f in (straight, broken))
+    if not one.equals(two[one.columns]):
+        found.append(f"metrics.csv:\n{two}\ninstead of\n{one}")
+    names = {path.name for path in (straight / "transcripts").iterdir()}
+    for name in sorted(names | {path.name for path in (broken / "transcripts").iterdir()}):
+        texts = [(folder / "transcripts" / name).read_text(encoding="utf-8") for folder in (straight, broken)]
+        if texts[0] != texts[1]:
+            found.append(f"{name}: other transcripts")
+    leftovers = [path.name for path in broken.rglob("*") if path.suffix in (".new", ".old")]
+    return found + [f"{name} is left over" for name in leftovers]
+
+
+def same(one: object, two: object) -> bool:
+    """Compare nested states to the last bit."""
+    if isinstance(one, torch.Tensor):
+        return isinstance(two, torch.Tensor) and torch.equal(one, two)
+    if isinstance(one, dict):
+        return isinstance(two, dict) and one.keys() == two.keys() and all(same(one[key], two[key]) for key in one)
+    if isinstance(one, list):
+        return isinstance(two, list) and len(one) == len(two) and all(map(same, one, two))
+    return one == two
+
+
+def interrupt(material: Path, folder: Path, options: list[str], kills: list[tuple[str, int, float]]) -> None:
+    """Run with a kill at each of the given points, one process after the other, then to the end."""
+    for at, count, delay_seconds in [*kills, ("", 1, 0.0)]:
+        code = run([*arguments(material, folder, options), *record(folder, at, count, delay_seconds), *resume(folder)])
+        assert code in ((-9, 0) if at else (0,)), code
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_killed_and_continued_is_the_same_run(name: str, material: Path, tmp_path: Path) -> None:
+    """In training, in a validation, and on the batch that ends an epoch with a checkpoint."""
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    options = [*CONFIGURATIONS[name], "--model.spec_augment=true"]
+    interrupt(material, straight, options, [])
+    interrupt(material, broken, options, [("save", 1, 0.2), ("validation", 2, 0.0)])
+    assert differences(straight, broken) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_killed_at_random_and_continued_is_the_same_run(name: str, material: Path, tmp_path: Path) -> None:
+    draw = random.Random(name)
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    interrupt(material, straight, CONFIGURATIONS[name], [])
+    batches = len([line for line in read(tmp_path / "straight.record.0") if "batch" in line])
+    kills = [
+        ("train", draw.randint(2, batches // 2), 0.0),
+        ("validation", draw.randint(1, 4), 0.0),
+        ("save", draw.randint(1, 2), draw.uniform(0, 0.05)),
+        ("train", draw.randint(1, batches // 3), draw.uniform(0, 0.5)),
+    ]
+    draw.shuffle(kills)
+    interrupt(material, broken, CONFIGURATIONS[name], kills)
+    assert differences(straight, broken) == []
