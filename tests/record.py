@@ -3,9 +3,12 @@
 import json
 import multiprocessing
 import os
+import resource
 import signal
+import socket
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -105,8 +108,41 @@ def run(arguments: list[str], environment: Mapping[str, str] | None = None, time
     return process.exitcode
 
 
+def run_ranks(arguments: list[str], num_ranks: int, timeout_seconds: float = 200) -> list[int]:
+    """Run the command line as several ranks, as `torchrun` and SLURM start them.
+
+    Returns:
+        The exit codes, negative for a signal, 1000 for one that hung.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(num_ranks), "NODE_RANK": "0"}
+    arguments = [*arguments, "--trainer.strategy=ddp", f"--trainer.devices={num_ranks}"]
+    processes: list[ForkServerProcess] = []
+    for rank in range(num_ranks):
+        group = {"GROUP": str(processes[0].pid)} if rank else {}
+        processes.append(start(arguments, shared | {"LOCAL_RANK": str(rank)} | group))
+    end = time.monotonic() + timeout_seconds
+    for process in processes:
+        process.join(max(0, end - time.monotonic()))
+    codes = [process.exitcode for process in processes]
+    if None in codes:
+        os.killpg(processes[0].pid or 0, signal.SIGKILL)
+    return [code if code is not None else 1000 for code in codes]
+
+
 def _run(arguments: list[str], environment: dict[str, str]) -> None:
-    os.setpgid(0, int(environment.get("GROUP", "0")))
+    while True:
+        try:
+            os.setpgid(0, int(environment.get("GROUP", "0")))
+            break
+        except PermissionError:  # the first rank has not made its group yet
+            time.sleep(0.01)
+    if "ERRORS" in environment:
+        os.dup2(os.open(environment["ERRORS"], os.O_WRONLY | os.O_CREAT), 2)
+    if "LARGEST_FILE_BYTES" in environment:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(environment["LARGEST_FILE_BYTES"]), resource.RLIM_INFINITY))
     os.environ.update({"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"} | environment)
     torch.set_num_threads(1)
     sys.exit(main(arguments))

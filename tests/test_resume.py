@@ -1,8 +1,11 @@
 """A run that is killed and continued is the run that was never interrupted: a property, tried with real kills."""
 
 import json
+import os
+import pickle
 import random
 import shutil
+import signal
 from pathlib import Path
 
 import pandas as pd
@@ -10,8 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import MODEL, copy_corpus, quick_arguments
+from tests.conftest import MODEL, copy_corpus, one_error, quick_arguments
 from tests.record import read, run
+from whisper_lightning.cli import main
 
 STEPS = 8
 
@@ -64,9 +68,12 @@ def arguments(material: Path, folder: Path, options: list[str]) -> list[str]:
     ]
 
 
-def record(folder: Path, at: str = "", count: int = 1, delay_seconds: float = 0.0, number: int = 9) -> list[str]:
+def record(
+    folder: Path, at: str = "", count: int = 1, delay_seconds: float = 0.0, number: int = 9, rank: int = 0
+) -> list[str]:
     return [
         "--trainer.callbacks+=tests.record.Record",
+        f"--trainer.callbacks.rank={rank}",
         f"--trainer.callbacks.path={folder}.record",
         f"--trainer.callbacks.at={at}",
         f"--trainer.callbacks.count={count}",
@@ -154,3 +161,110 @@ def test_killed_at_random_and_continued_is_the_same_run(name: str, material: Pat
     draw.shuffle(kills)
     interrupt(material, broken, CONFIGURATIONS[name], kills)
     assert differences(straight, broken) == []
+
+
+SIGNALS = {
+    "SIGTERM": (signal.SIGTERM, 75, "train", 3, 0, []),
+    "SIGTERM in a validation": (signal.SIGTERM, 75, "validation", 2, 0, []),
+    "SIGTERM in the last validation": (signal.SIGTERM, 75, "validation", 9, 0, ["--trainer.max_steps=6"]),
+    "SIGTERM to the group, with workers": (signal.SIGTERM, 75, "train", 4, -1, ["--data.num_workers=2"]),
+    "SIGUSR1": (signal.SIGUSR1, 75, "train", 5, 0, ["--trainer.accumulate_grad_batches=3"]),
+    "Ctrl-C to the group, with workers": (signal.SIGINT, 130, "train", 1, -1, ["--data.num_workers=2"]),
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in SIGNALS])
+def test_a_signal_saves_and_the_same_command_goes_on(name: str, material: Path, tmp_path: Path) -> None:
+    """As in a job that SLURM stops and requeues: it is the environment that says so, the command is the same."""
+    number, expected, at, count, rank, options = SIGNALS[name]
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    interrupt(material, straight, options, [])
+    first = [*arguments(material, broken, options), *record(broken, at, count, number=number, rank=rank)]
+    assert run(first) == expected
+    saved = torch.load(broken / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    batches = [line["batch"] for line in read(tmp_path / "broken.record.0") if "batch" in line]
+    assert saved == len(batches) // (3 if "--trainer.accumulate_grad_batches=3" in options else 1)
+    again = [*arguments(material, broken, options), *record(broken)]
+    assert run(again, {"SLURM_RESTART_COUNT": "1"}) == 0
+    assert differences(straight, broken) == []
+
+
+def test_a_job_requeued_before_its_first_checkpoint_begins_again(material: Path, tmp_path: Path) -> None:
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    interrupt(material, straight, ["--trainer.max_steps=2"], [])
+    command = [*arguments(material, broken, ["--trainer.max_steps=2"]), *record(broken, "train", 1)]
+    assert run(command) == -9
+    command = [*arguments(material, broken, ["--trainer.max_steps=2"]), *record(broken)]
+    assert run(command) == 2, "without SLURM's word, a used folder is refused"
+    assert run(command, {"SLURM_RESTART_COUNT": "1"}) == 0
+    assert differences(straight, broken) == []
+
+
+@pytest.fixture(scope="module")
+def finished(material: Path) -> Path:
+    """A run of two steps."""
+    folder = material / "finished"
+    assert run(arguments(material, folder, ["--trainer.max_steps=2"])) == 0
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--seed_everything=7", "seed_everything was 42, now 7"),
+        ("--model.learning_rate=0.5", "model.learning_rate was 0.003, now 0.5"),
+        ("--model.weight_decay=0.5", "model.weight_decay was 0.01, now 0.5"),
+        ("--trainer.accumulate_grad_batches=3", "trainer.accumulate_grad_batches was 1, now 3"),
+        ("--data.batch_size=3", "data.batch_size was 4, now 3"),
+        ("--data.train={corpus}/test.csv", "data.train: other utterances"),
+        ("--data.val={corpus}/train.csv", "data.val: other utterances"),
+        ("--trainer.precision=bf16-mixed", "trainer.precision was 32-true, now bf16-mixed"),
+    ],
+)
+def test_what_cannot_be_continued_is_refused_by_name(
+    option: str, message: str, material: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command line is not overridden by what the checkpoint holds; nor is it ignored."""
+    before = (finished / "checkpoints" / "last.ckpt").read_bytes()
+    changed = [f"--ckpt_path={finished}/checkpoints/last.ckpt", option.format(corpus=material / "corpus")]
+    assert main(arguments(material, finished, ["--trainer.max_steps=3", *changed])) == 2
+    error = one_error(capsys)
+    assert message in error
+    assert "--model.initial_weights" in error
+    assert (finished / "checkpoints" / "last.ckpt").read_bytes() == before
+
+
+def test_a_finished_run_goes_on_to_more_steps_as_if_it_had_had_them_from_the_start(
+    material: Path, tmp_path: Path
+) -> None:
+    straight, longer = tmp_path / "straight", tmp_path / "longer"
+    options = ["--model.schedule=constant"]
+    interrupt(material, straight, options, [])
+    assert run([*arguments(material, longer, [*options, "--trainer.max_steps=4"]), *record(longer)]) == 0
+    assert run([*arguments(material, longer, options), *record(longer), "--ckpt_path=last"]) == 0
+    assert [line for line in differences(straight, longer) if "metrics.csv" not in line] == []
+
+
+def test_starting_anew_from_the_weights_alone(material: Path, finished: Path, tmp_path: Path) -> None:
+    saved = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    option = f"--model.initial_weights={finished / 'checkpoints' / 'last.ckpt'}"
+    fresh = tmp_path / "fresh"
+    assert main(arguments(material, fresh, ["--model.learning_rate=1e-9", "--trainer.max_steps=2", option])) == 0
+    checkpoint = torch.load(fresh / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 2
+    assert all(torch.allclose(saved[name], value, atol=1e-6) for name, value in checkpoint["state_dict"].items())
+
+
+def test_a_file_that_holds_no_weights(material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for content in (b"hola", pickle.dumps({"state_dict": Evil()})):
+        (tmp_path / "bad.ckpt").write_bytes(content)
+        assert main(arguments(material, tmp_path / "run", [f"--model.initial_weights={tmp_path / 'bad.ckpt'}"])) == 2
+        assert "bad.ckpt holds no weights" in one_error(capsys)
+    assert not Path("canary").exists()
+
+
+class Evil:
+    """A pickle that would run a command."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (os.system, ("touch canary",))

@@ -2,7 +2,8 @@
 
 import sys
 
-from whisper_lightning.cli import main
-
 if __name__ == "__main__":
+    # Not above: spawned loader workers import this file, and need nothing of the command line.
+    from whisper_lightning.cli import main
+
     sys.exit(main())

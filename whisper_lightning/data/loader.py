@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from whisper_lightning.audio import SAMPLE_RATE_HZ, SAMPLES_PER_POSITION
 from whisper_lightning.data.augment import augment
@@ -80,21 +80,31 @@ class BatchDataset(Dataset[Batch]):
         index: Where the utterances are.
         encoder: Makes label ids.
         augment_seed: Seed of the augmentation; None for none.
-        epoch: Epoch that is served: an utterance is augmented anew in each.
     """
 
     index: ShardIndex
     encoder: LabelEncoder
     augment_seed: int | None = None
-    epoch: int = 0
 
-    def __getitem__(self, planned: PlannedBatch) -> Batch:
-        """Read the utterances of `planned` and pad them to its context."""
+    def __getitem__(self, item: tuple[PlannedBatch, int]) -> Batch:
+        """Read the utterances of a planned batch of an epoch, and pad them to its context."""
+        planned, epoch = item
         utterances = [self.index.read(i) for i in planned.indices]
         if self.augment_seed is not None:
-            waveforms = (augment(each.waveform, self.augment_seed, self.epoch, each.key) for each in utterances)
+            waveforms = (augment(each.waveform, self.augment_seed, epoch, each.key) for each in utterances)
             utterances = [each._replace(waveform=new) for each, new in zip(utterances, waveforms, strict=True)]
         return collate(utterances, planned.num_samples, self.encoder)
+
+
+class _Remaining(Sampler[tuple[PlannedBatch, int]]):
+    """The batches that are still to be served, and their epoch; a DataLoader whose workers stay asks anew each time."""
+
+    def __init__(self) -> None:
+        self.batches: Sequence[PlannedBatch] = ()
+        self.epoch = 0
+
+    def __iter__(self) -> Iterator[tuple[PlannedBatch, int]]:
+        return ((batch, self.epoch) for batch in self.batches)
 
 
 class EpochLoader:
@@ -123,10 +133,19 @@ class EpochLoader:
         pin_memory: bool = False,
         position: Callable[[], tuple[int, int]] | None = None,
     ) -> None:
-        self.dataset = dataset
+        self._remaining = _Remaining()
+        # Workers stay from epoch to epoch and from validation to validation: to spawn one takes seconds.
+        self._loader = DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=self._remaining,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=pin_memory,
+            multiprocessing_context="spawn" if num_workers else None,
+            worker_init_fn=_ignore_ctrl_c,
+        )
         self._plan = plan
-        self._num_workers = num_workers
-        self._pin_memory = pin_memory
         self._position = position
         self._epoch = 0
         self._resume = (0, 0)
@@ -159,19 +178,10 @@ class EpochLoader:
         planned = self._plan(epoch)
         assert len(planned) == self._length, "epochs of different length"
         resumed_epoch, start = self._resume
-        if epoch == resumed_epoch:
-            planned = planned[start:]
-        loader = DataLoader(
-            replace(self.dataset, epoch=epoch),
-            batch_size=None,
-            sampler=planned,
-            num_workers=self._num_workers,
-            pin_memory=self._pin_memory,
-            multiprocessing_context="spawn" if self._num_workers else None,
-            worker_init_fn=_ignore_ctrl_c,
-        )
+        self._remaining.batches = planned[start:] if epoch == resumed_epoch else planned
+        self._remaining.epoch = epoch
         with _signals_blocked():
-            batches = iter(loader)  # starts the workers, which inherit what is blocked
+            batches = iter(self._loader)  # starts the workers, which inherit what is blocked
         yield from batches
 
 
