@@ -191,10 +191,10 @@ def test_a_signal_saves_and_the_same_command_goes_on(name: str, material: Path, 
 
 def test_a_job_requeued_before_its_first_checkpoint_begins_again(material: Path, tmp_path: Path) -> None:
     straight, broken = tmp_path / "straight", tmp_path / "broken"
-    interrupt(material, straight, ["--trainer.max_steps=2"], [])
-    command = [*arguments(material, broken, ["--trainer.max_steps=2"]), *record(broken, "train", 1)]
+    interrupt(material, straight, ["--trainer.max_steps=3"], [])
+    command = [*arguments(material, broken, ["--trainer.max_steps=3"]), *record(broken, "train", 1)]
     assert run(command) == -9
-    command = [*arguments(material, broken, ["--trainer.max_steps=2"]), *record(broken)]
+    command = [*arguments(material, broken, ["--trainer.max_steps=3"]), *record(broken)]
     assert run(command) == 2, "without SLURM's word, a used folder is refused"
     assert run(command, {"SLURM_RESTART_COUNT": "1"}) == 0
     assert differences(straight, broken) == []

@@ -214,7 +214,8 @@ def main(args: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("httpx", "transformers", "lightning.pytorch.utilities.rank_zero", "fsspec"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    for known in (".*does not have many workers.*", ".*LightningCLI's args parameter.*", ".*LeafSpec.*"):
+        warnings.filterwarnings("ignore", message=known)
     base = [str(folder / "base.yaml") for folder in CONFIG_FOLDERS]
     try:
         WhisperCLI(
