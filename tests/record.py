@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import FSDPStrategy
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from whisper_lightning.cli import main
 
@@ -85,6 +87,13 @@ class Record(Callback):
         self._strike(trainer, "save")
 
 
+class CpuFSDP(FSDPStrategy):
+    """FSDP on CPUs, which torch can do and Lightning does not offer."""
+
+    def _setup_model(self, model: Any) -> Any:
+        return FullyShardedDataParallel(model, device_id=torch.device("cpu"), use_orig_params=True)
+
+
 def read(path: Path) -> list[dict[str, Any]]:
     """Give the lines of a record; a kill may have cut the last one."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
@@ -108,7 +117,7 @@ def run(arguments: list[str], environment: Mapping[str, str] | None = None, time
     return process.exitcode
 
 
-def run_ranks(arguments: list[str], num_ranks: int, timeout_seconds: float = 200) -> list[int]:
+def run_ranks(arguments: list[str], num_ranks: int, timeout_seconds: float = 200, strategy: str = "ddp") -> list[int]:
     """Run the command line as several ranks, as `torchrun` and SLURM start them.
 
     Returns:
@@ -118,7 +127,7 @@ def run_ranks(arguments: list[str], num_ranks: int, timeout_seconds: float = 200
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(num_ranks), "NODE_RANK": "0"}
-    arguments = [*arguments, "--trainer.strategy=ddp", f"--trainer.devices={num_ranks}"]
+    arguments = [*arguments, f"--trainer.strategy={strategy}", f"--trainer.devices={num_ranks}"]
     processes: list[ForkServerProcess] = []
     for rank in range(num_ranks):
         group = {"GROUP": str(processes[0].pid)} if rank else {}

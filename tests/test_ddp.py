@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from transformers import WhisperForConditionalGeneration
 
 from tests.conftest import copy_corpus, one_error, quick_arguments
 from tests.record import read, run_ranks
@@ -134,6 +135,32 @@ def test_another_number_of_ranks_is_refused(
     options = ["--model.spec_augment=true", "--ckpt_path=last"]
     assert main(arguments(shards, run, *options)) == 2
     assert "number of processes was 2, now 1" in one_error(capsys)
+
+
+@pytest.mark.slow
+def test_a_sharded_model(shards: Path, quickstart_run: Path, tmp_path: Path) -> None:
+    """FSDP: the losses of DDP, exact continuation, and files that know nothing of shards."""
+    plain, sharded, broken = (tmp_path / name for name in ("plain", "sharded", "broken"))
+    best = quickstart_run / "runs" / "quickstart" / "best"
+    options = [f"--model.checkpoint={best}", "--model.random_weights=false", "--model.learning_rate=1e-3"]
+    commands = {run: [*arguments(shards, run, *options), *record(run)] for run in (plain, sharded)}
+    assert run_ranks(commands[plain], 2) == [0, 0]
+    assert run_ranks(commands[sharded], 2, strategy="tests.record.CpuFSDP") == [0, 0]
+    metrics = [pd.read_csv(run / "metrics.csv") for run in (plain, sharded)]
+    for column in ("train/loss", "train/gradient_norm", "val/loss"):
+        expected, ours = (list(table[column].dropna()) for table in metrics)
+        assert ours == pytest.approx(expected, rel=1e-3), column
+    command = arguments(shards, broken, *options)
+    assert 0 not in run_ranks([*command, *record(broken, "train", 5)], 2, strategy="tests.record.CpuFSDP")
+    resumed = [*command, *record(broken), "--ckpt_path=last"]
+    assert run_ranks(resumed, 2, strategy="tests.record.CpuFSDP") == [0, 0]
+    assert differences(sharded, broken, 0) + differences(sharded, broken, 1) == []
+    one, two = (
+        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for run in (plain, sharded)
+    )
+    assert {name: value.shape for name, value in one.items()} == {name: value.shape for name, value in two.items()}
+    loaded = WhisperForConditionalGeneration.from_pretrained(sharded / "best").state_dict()
+    assert loaded["model.encoder.conv1.weight"].shape == one["whisper.model.encoder.conv1.weight"].shape
 
 
 @pytest.mark.slow

@@ -128,7 +128,7 @@ def test_learning_rate(schedule: str) -> None:
 
 def test_only_matrices_decay() -> None:
     module = make_module()
-    decayed, plain = parameter_groups(module.parameters(), 0.1)
+    decayed, plain = parameter_groups(module.named_parameters(), 0.1)
     assert all(p.ndim >= 2 for p in decayed["params"])
     assert all(p.ndim < 2 for p in plain["params"])
     assert plain["weight_decay"] == 0

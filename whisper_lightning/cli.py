@@ -131,14 +131,14 @@ class WhisperCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Decode with the best model at full context, and say what came out and how to use it."""
-        trainer, model, data = self.trainer, self.model, self.datamodule
+        trainer, data = self.trainer, self.datamodule
         folder = Path(trainer.default_root_dir) / "best"
         if trainer.fast_dev_run or not folder.is_dir():  # type: ignore[attr-defined]
             return
         evaluate = next(c for c in trainer.callbacks if isinstance(c, EvaluateWER))  # type: ignore[attr-defined]
         best = next(c for c in trainer.callbacks if isinstance(c, KeepBest))  # type: ignore[attr-defined]
-        model.load_pretrained(folder)
-        trainer.test(model, datamodule=data, verbose=False)
+        # As anybody else will: from the folder. The module that was trained may be sharded over processes.
+        trainer.test(self.model.reload(folder), datamodule=data, verbose=False)
         if not trainer.is_global_zero:
             return
         before = evaluate.baseline.get("val/wer")

@@ -24,7 +24,7 @@ from whisper_lightning.errors import Interrupted, UserError
 
 logger = logging.getLogger(__name__)
 
-FREE_OPTIONS = {"max_steps", "max_tokens", "activation_checkpointing", "initial_weights"}
+FREE_OPTIONS = {"max_steps", "max_tokens", "activation_checkpointing", "initial_weights", "_instantiator"}
 """Options of the model that a continued run may change: they take effect, and leave what is restored as it is."""
 
 
@@ -83,20 +83,23 @@ class ExactResume(Checkpoint):
     def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
         """Stop if that was asked for, in a validation that runs again, whole.
 
-        The one after the last step is brought to its end: Lightning would not run it again.
+        The one after the last step is brought to its end: Lightning would not run it again. So is one in the middle of
+        an accumulation: the gradients so far would be lost.
         """
         if trainer.state.fn != "fit":
             return
         self._exit_code = self._exit_code or self._stop.agreed()
         if self._exit_code and trainer.sanity_checking:
             raise Interrupted("stopped before the first step; start the run again", self._exit_code)
-        if self._exit_code and trainer.global_step < trainer.max_steps:
+        accumulating = trainer.fit_loop.epoch_loop._should_accumulate()
+        if self._exit_code and trainer.global_step < trainer.max_steps and not accumulating:
             self._save(trainer, validating=True)
             self._leave(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save with the validation's results."""
-        if not trainer.sanity_checking and trainer.state.fn == "fit":
+        """Save with the validation's results, unless it was in the middle of an accumulation."""
+        fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
+        if fitting and not trainer.fit_loop.epoch_loop._should_accumulate():
             self._save(trainer)
             self._leave(trainer)
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import FSDPStrategy
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -136,9 +137,13 @@ class WhisperModule(LightningModule):
         loss_sum, num_tokens = totals.unbind()
         # Lightning has divided by the accumulation, DDP by the number of ranks.
         undo = self.trainer.accumulate_grad_batches * self.trainer.world_size / GRADIENT_SCALE
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        torch._foreach_mul_([p.grad for p in parameters], undo / num_tokens)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val or torch.inf)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        torch._foreach_mul_(gradients, undo / num_tokens)
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if isinstance(self.trainer.strategy, FSDPStrategy):  # each process has a part of every gradient
+            norm = self.trainer.strategy.reduce(norm.square(), reduce_op="sum").sqrt()
+        torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val or torch.inf, norm)
         self._step_metrics = {
             "train/loss": loss_sum / num_tokens,
             "train/gradient_norm": norm,
@@ -190,7 +195,7 @@ class WhisperModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW (fused on a GPU) with a learning rate that is a function of the step."""
         hparams = self.hparams
-        groups = parameter_groups(self.parameters(), hparams["weight_decay"])
+        groups = parameter_groups(self.named_parameters(), hparams["weight_decay"])
         # With float16 a fused AdamW would unscale inside, after our division and clipping.
         fused = self.device.type == "cuda" and self.trainer.precision != "16-mixed"
         optimizer = AdamW(groups, lr=hparams["learning_rate"], fused=fused)
@@ -224,6 +229,8 @@ class WhisperModule(LightningModule):
         state = self.state_dict() if weights is None else weights
         save_whisper(self.whisper, self.processor, folder, {k.removeprefix("whisper."): v for k, v in state.items()})
 
-    def load_pretrained(self, folder: Path) -> None:
-        """Take the weights of a Hugging Face folder that `save_pretrained` wrote."""
-        self.whisper.load_state_dict(VariableLengthWhisper.from_pretrained(folder, dtype=torch.float32).state_dict())
+    def reload(self, folder: Path) -> WhisperModule:
+        """Give a module with the same options and the weights of a folder that `save_pretrained` wrote."""
+        options = {name: value for name, value in self.hparams.items() if name != "_instantiator"}  # LightningCLI's
+        options |= {"checkpoint": str(folder), "random_weights": False, "initial_weights": None}
+        return WhisperModule(**options)

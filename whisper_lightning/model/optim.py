@@ -11,12 +11,16 @@ from torch import nn
 Schedule = Literal["linear", "cosine", "constant"]
 
 
-def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Split trainable parameters into decayed matrices and undecayed vectors (biases and norms)."""
-    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+def parameter_groups(parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
+    """Split trainable named parameters into decayed matrices and undecayed biases and norms.
+
+    By name, because a parameter that is sharded over processes is a vector whatever it was.
+    """
+    trainable = [(name, parameter) for name, parameter in parameters if parameter.requires_grad]
+    plain = {name for name, _ in trainable if name.endswith("bias") or "layer_norm" in name}
     return [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [parameter for name, parameter in trainable if name not in plain], "weight_decay": weight_decay},
+        {"params": [parameter for name, parameter in trainable if name in plain], "weight_decay": 0.0},
     ]
 
 
