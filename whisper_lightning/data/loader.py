@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -90,7 +90,8 @@ class EpochLoader:
 
     Args:
         dataset: Reads planned batches.
-        plan: Epoch to this rank's batches; equally many in every epoch.
+        plan: Epoch to this rank's batches; equally many in every epoch. Asked for their number first, so it should
+            remember its last answer.
         num_workers: Reader processes; 0 reads in this process.
         pin_memory: Page-locked batches, for asynchronous copies to a GPU.
         position: Epoch and number of its batches that the trainer has finished; None outside training. A count of
@@ -100,7 +101,7 @@ class EpochLoader:
     def __init__(
         self,
         dataset: BatchDataset,
-        plan: Callable[[int], list[PlannedBatch]],
+        plan: Callable[[int], Sequence[PlannedBatch]],
         *,
         num_workers: int = 0,
         pin_memory: bool = False,
