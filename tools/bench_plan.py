@@ -1,7 +1,8 @@
 """Measure planning on synthetic indexes: what an epoch costs before its first batch, however large the corpus.
 
 Prints a Markdown table. No audio is made: an index of the real format, beside empty shards, is all that a plan reads.
-Each size runs in a process of its own, so that memory is its own; times are the fastest of several. Linux only (/proc).
+Each size runs in a process of its own, so that memory is its own; times are processor time (planning
+runs on one core), the fastest of several. Linux only (/proc).
 
     python tools/bench_plan.py --utterances 1000 100000 10000000
 """
@@ -57,12 +58,12 @@ def memory_mib(field: str) -> float:
 
 
 def fastest_seconds(call: Callable[[], object], repeats: int) -> float:
-    """Time a call several times; the least is what the code takes on a machine that is shared."""
+    """Take the processor time of a call, the least of several: other programs on the machine disturb it little."""
     times = []
     for _ in range(repeats):
-        begin = time.perf_counter()
+        begin = time.process_time()
         call()
-        times.append(time.perf_counter() - begin)
+        times.append(time.process_time() - begin)
     return min(times)
 
 
@@ -75,10 +76,10 @@ def padding_efficiency(plan: Plan, index: ShardIndex) -> float:
 def measure(folder: Path, repeats: int) -> dict[str, str]:
     """Open the index, plan, and enter the epoch at three places, as a new process does after an interruption."""
     imported_mib, own_mib = memory_mib("VmHWM"), memory_mib("RssAnon")
-    begin = time.perf_counter()
+    begin = time.process_time()
     index = ShardIndex.open(folder)
     split = Split(index, np.arange(len(index), dtype=np.int32), [])
-    open_seconds = time.perf_counter() - begin
+    open_seconds = time.process_time() - begin
     index_mib = memory_mib("RssAnon") - own_mib
 
     def plan(world_size: int = 1, full_share: float = 0.15) -> Plan:
@@ -99,12 +100,12 @@ def measure(folder: Path, repeats: int) -> dict[str, str]:
         "shards": f"{len(index.shards):,}",
         "index on disk (the table is mapped, not read), MiB": f"{disk_mib:,.1f}",
         "shards' names and members in memory, MiB": f"{index_mib:,.1f}",
-        "opening the folder, s": f"{open_seconds:.3f}",
-        "planning an epoch, s: alone, one of 8 ranks": ", ".join(f"{seconds:.3f}" for seconds in plan_seconds),
+        "opening the folder, s": f"{open_seconds:.2g}",
+        "planning an epoch, s: alone, one of 8 ranks": ", ".join(f"{seconds:.2g}" for seconds in plan_seconds),
         "peak RSS, MiB: imports, after planning": f"{imported_mib:,.0f}, {peak_mib:,.0f}",
         "plan that a rank holds, MiB: alone, one of 8": f"{one.nbytes / MIB:.2f}, {eight.nbytes / MIB:.2f}",
         "resuming at batch 0, half, last (planning included), s": ", ".join(
-            f"{seconds:.3f}" for seconds in enter_seconds
+            f"{seconds:.2g}" for seconds in enter_seconds
         ),
         "padding efficiency: `full_share` 0, 0.15": ", ".join(f"{share:.3f}" for share in efficiencies),
     }
