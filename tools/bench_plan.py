@@ -101,13 +101,13 @@ def measure(folder: Path, repeats: int) -> dict[str, str]:
         "index on disk (the table is mapped, not read), MiB": f"{disk_mib:,.1f}",
         "shards' names and members in memory, MiB": f"{index_mib:,.1f}",
         "opening the folder, s": f"{open_seconds:.2g}",
-        "planning an epoch, s: alone, one of 8 ranks": ", ".join(f"{seconds:.2g}" for seconds in plan_seconds),
-        "peak RSS, MiB: imports, after planning": f"{imported_mib:,.0f}, {peak_mib:,.0f}",
-        "plan that a rank holds, MiB: alone, one of 8": f"{one.nbytes / MIB:.2f}, {eight.nbytes / MIB:.2f}",
-        "resuming at batch 0, half, last (planning included), s": ", ".join(
+        "planning an epoch, s: alone; one of 8 ranks": "; ".join(f"{seconds:.2g}" for seconds in plan_seconds),
+        "peak RSS, MiB: imports; after planning": f"{imported_mib:,.0f}; {peak_mib:,.0f}",
+        "plan that a rank holds, MiB: alone; one of 8": f"{one.nbytes / MIB:.2f}; {eight.nbytes / MIB:.2f}",
+        "resuming at the first batch; half; last, planning included, s": "; ".join(
             f"{seconds:.2g}" for seconds in enter_seconds
         ),
-        "padding efficiency: `full_share` 0, 0.15": ", ".join(f"{share:.3f}" for share in efficiencies),
+        "padding efficiency: `full_share` 0; 0.15": "; ".join(f"{share:.3f}" for share in efficiencies),
     }
 
 
