@@ -6,10 +6,12 @@ import os
 import resource
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Mapping
+from functools import partial
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -54,12 +56,15 @@ class Record(Callback):
         self._left -= 1
         if self._left:
             return
-        send = os.kill if self._rank >= 0 else os.killpg
-        target = os.getpid() if self._rank >= 0 else os.getpgrp()
+        # To the group from a process of its own: workers obey the main process, which must not be the sender.
+        send = partial(os.kill, os.getpid(), self._number)
+        if self._rank < 0:
+            command = ["kill", f"-{self._number}", f"-{os.getpgrp()}"]
+            send = partial(subprocess.run, command, start_new_session=True, check=True)  # type: ignore[assignment]
         if self._delay_seconds:
-            threading.Timer(self._delay_seconds, send, (target, self._number)).start()
+            threading.Timer(self._delay_seconds, send).start()
         else:
-            send(target, self._number)
+            send()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

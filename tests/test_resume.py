@@ -166,7 +166,7 @@ def test_killed_at_random_and_continued_is_the_same_run(name: str, material: Pat
 SIGNALS = {
     "SIGTERM": (signal.SIGTERM, 75, "train", 3, 0, []),
     "SIGTERM in a validation": (signal.SIGTERM, 75, "validation", 2, 0, []),
-    "SIGTERM in the last validation": (signal.SIGTERM, 75, "validation", 9, 0, ["--trainer.max_steps=6"]),
+    "SIGTERM in the last validation": (signal.SIGTERM, 75, "validation", 7, 0, ["--trainer.max_steps=6"]),
     "SIGTERM to the group, with workers": (signal.SIGTERM, 75, "train", 4, -1, ["--data.num_workers=2"]),
     "SIGUSR1": (signal.SIGUSR1, 75, "train", 5, 0, ["--trainer.accumulate_grad_batches=3"]),
     "Ctrl-C to the group, with workers": (signal.SIGINT, 130, "train", 1, -1, ["--data.num_workers=2"]),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from whisper_lightning.audio import SAMPLE_RATE_HZ, SAMPLES_PER_POSITION
 from whisper_lightning.data.build import build_shards
 from whisper_lightning.data.loader import BatchDataset, EpochLoader
-from whisper_lightning.data.plan import PlannedBatch, PlanOptions, plan_epoch
+from whisper_lightning.data.plan import Plan, PlanOptions, plan_epoch
 from whisper_lightning.data.shards import Rejected, ShardIndex
 from whisper_lightning.errors import UserError
 from whisper_lightning.text import LabelEncoder, Task, load_config, load_processor
@@ -37,7 +37,7 @@ class Split:
     """
 
     index: ShardIndex
-    members: NDArray[np.int64]
+    members: NDArray[np.int32]
     rejected: list[Rejected]
 
     @property
@@ -51,6 +51,22 @@ class Split:
         digest = hashlib.sha256(self.members.tobytes())
         digest.update(" ".join(shard["sha256"] for shard in self.index.shards).encode())
         return digest.hexdigest()
+
+    def plan(
+        self, options: PlanOptions, *, seed: int, epoch: int, rank: int = 0, world_size: int = 1, shuffle: bool = True
+    ) -> Plan:
+        """Plan one rank's batches of the members for an epoch, as positions in the index; see `plan_epoch`."""
+        plan = plan_epoch(
+            self.index.num_samples[self.members],
+            self.index.table["shard"][self.members],
+            options,
+            seed=seed,
+            epoch=epoch,
+            rank=rank,
+            world_size=world_size,
+            shuffle=shuffle,
+        )
+        return replace(plan, indices=self.members[plan.indices])
 
 
 class SpeechDataModule(LightningDataModule):
@@ -177,7 +193,7 @@ class SpeechDataModule(LightningDataModule):
             members = members[np.sort(order[cut:] if name == "train" else order[:cut])]
         return Split(index, members, index.rejected() + rejected)
 
-    def _admit(self, index: ShardIndex) -> tuple[NDArray[np.int64], list[Rejected]]:
+    def _admit(self, index: ShardIndex) -> tuple[NDArray[np.int32], list[Rejected]]:
         """Leave out utterances longer than the model's context or its longest label."""
         rejected = []
         admitted = np.ones(len(index), dtype=bool)
@@ -194,7 +210,7 @@ class SpeechDataModule(LightningDataModule):
                 detail = f"{num_tokens} tokens; the model takes {self.max_label_tokens}"
                 rejected.append(Rejected(text.row, text.sentence, "too many tokens", detail))
                 admitted[i] = False
-        return np.flatnonzero(admitted), rejected
+        return np.flatnonzero(admitted).astype(np.int32), rejected
 
     def _check(self, name: str) -> None:
         """Say what was read and left out; stop when too much was.
@@ -232,18 +248,10 @@ class SpeechDataModule(LightningDataModule):
         assert trainer is not None
         training = name == "train"
 
-        def plan(epoch: int) -> list[PlannedBatch]:
-            steps = plan_epoch(
-                split.index.num_samples[split.members],
-                split.index.table["shard"][split.members],
-                options,
-                seed=self.seed,
-                epoch=epoch if training else 0,
-                world_size=trainer.world_size,
-                shuffle=training,
-            )
-            own = [step[trainer.global_rank] for step in steps]
-            return [PlannedBatch(tuple(split.members[list(b.indices)].tolist()), b.num_samples) for b in own]
+        @lru_cache(maxsize=1)
+        def plan(epoch: int) -> Plan:
+            rank, world_size = trainer.global_rank, trainer.world_size
+            return split.plan(options, seed=self.seed, epoch=epoch, rank=rank, world_size=world_size, shuffle=training)
 
         def position() -> tuple[int, int]:
             loop = trainer.fit_loop
@@ -251,7 +259,7 @@ class SpeechDataModule(LightningDataModule):
 
         return EpochLoader(
             BatchDataset(split.index, self.encoder, self.seed if training and self.augment else None),
-            plan,
+            plan if training else lambda _: plan(0),
             num_workers=self.num_workers,
             pin_memory=trainer.strategy.root_device.type == "cuda",
             position=position if training else None,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -117,7 +119,8 @@ class EpochLoader:
 
     Args:
         dataset: Reads planned batches.
-        plan: Epoch to this rank's batches; equally many in every epoch.
+        plan: Epoch to this rank's batches; equally many in every epoch. Asked for their number first, so it should
+            remember its last answer.
         num_workers: Reader processes; 0 reads in this process.
         pin_memory: Page-locked batches, for asynchronous copies to a GPU.
         position: Epoch and number of its batches that the trainer has finished; None outside training. A count of
@@ -127,7 +130,7 @@ class EpochLoader:
     def __init__(
         self,
         dataset: BatchDataset,
-        plan: Callable[[int], list[PlannedBatch]],
+        plan: Callable[[int], Sequence[PlannedBatch]],
         *,
         num_workers: int = 0,
         pin_memory: bool = False,
@@ -143,7 +146,7 @@ class EpochLoader:
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
             multiprocessing_context="spawn" if num_workers else None,
-            worker_init_fn=_ignore_ctrl_c,
+            worker_init_fn=_obey_the_main_process,
         )
         self._plan = plan
         self._position = position
@@ -185,22 +188,30 @@ class EpochLoader:
         yield from batches
 
 
-def _ignore_ctrl_c(worker: int) -> None:
-    """Leave Ctrl-C to the main process; Windows has nothing to inherit."""
+STOPPING = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)}
+"""What stops a run. The main process saves then, and needs its workers for it."""
+
+
+def _obey_the_main_process(worker: int) -> None:
+    """Let nobody but the main process end a worker: a cluster signals every process of a job, workers included."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # Linux
+        threading.Thread(target=_wait_for_the_main_process, daemon=True).start()
+
+
+def _wait_for_the_main_process() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Block what stops a run, for processes started meanwhile: a cluster signals the whole group, workers included.
-
-    The main process saves and ends its workers itself; a worker that died first would take the run with it. What
-    arrives here in the meantime is delivered afterwards.
-    """
-    if not hasattr(signal, "pthread_sigmask"):
+    """Block what stops a run, for processes started meanwhile; what arrives here is delivered afterwards."""
+    if not hasattr(signal, "sigwaitinfo"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         yield
     finally:
