@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from functools import partial
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -56,11 +55,14 @@ class Record(Callback):
         self._left -= 1
         if self._left:
             return
-        # To the group from a process of its own: workers obey the main process, which must not be the sender.
-        send = partial(os.kill, os.getpid(), self._number)
-        if self._rank < 0:
-            command = ["kill", f"-{self._number}", f"-{os.getpgrp()}"]
-            send = partial(subprocess.run, command, start_new_session=True, check=True)  # type: ignore[assignment]
+        command = ["kill", f"-{self._number}", "--", f"-{os.getpgrp()}"]
+
+        def send() -> None:
+            if self._rank < 0:  # workers obey the main process, which must not be the sender
+                subprocess.run(command, start_new_session=True, check=True)
+            else:
+                os.kill(os.getpid(), self._number)
+
         if self._delay_seconds:
             threading.Timer(self._delay_seconds, send).start()
         else:
