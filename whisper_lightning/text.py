@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from transformers import WhisperConfig, WhisperProcessor
@@ -23,6 +24,9 @@ def load_config(checkpoint: str) -> WhisperConfig:
     Raises:
         UserError: Nothing is there, or it is not a Whisper.
     """
+    # No hub name has a colon: a URL or a command, neither of which any library shall try to open.
+    if ":" in checkpoint and not Path(checkpoint).is_dir():
+        raise UserError(f"model.checkpoint: {checkpoint!r} is neither a folder nor a hub name (openai/whisper-base)")
     try:
         config = WhisperConfig.from_pretrained(checkpoint)
     except (OSError, ValueError) as error:

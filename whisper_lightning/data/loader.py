@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from whisper_lightning.audio import SAMPLE_RATE_HZ, SAMPLES_PER_POSITION
 from whisper_lightning.data.plan import PlannedBatch
 from whisper_lightning.data.shards import ShardIndex, Utterance
+from whisper_lightning.errors import UserError
 from whisper_lightning.text import LabelEncoder
 
 
@@ -68,16 +69,22 @@ def collate(utterances: list[Utterance], num_samples: int, encoder: LabelEncoder
     )
 
 
-class BatchDataset(Dataset[Batch]):
-    """Reads and collates one planned batch; picklable, so that workers may be spawned (Windows, macOS)."""
+class BatchDataset(Dataset[Batch | UserError]):
+    """Reads and collates one planned batch; picklable, so that workers may be spawned (Windows, macOS).
+
+    What the user can mend is given, not raised: torch would put the worker's traceback into the message.
+    """
 
     def __init__(self, index: ShardIndex, encoder: LabelEncoder) -> None:
         self.index = index
         self.encoder = encoder
 
-    def __getitem__(self, planned: PlannedBatch) -> Batch:
+    def __getitem__(self, planned: PlannedBatch) -> Batch | UserError:
         """Read the utterances of `planned` and pad them to its context."""
-        return collate([self.index.read(i) for i in planned.indices], planned.num_samples, self.encoder)
+        try:
+            return collate([self.index.read(i) for i in planned.indices], planned.num_samples, self.encoder)
+        except UserError as error:
+            return error
 
 
 class EpochLoader:
@@ -144,7 +151,7 @@ class EpochLoader:
         resumed_epoch, start = self._resume
         if epoch == resumed_epoch:
             planned = planned[start:]
-        yield from DataLoader(
+        loader = DataLoader(
             self.dataset,
             batch_size=None,
             sampler=planned,
@@ -152,3 +159,7 @@ class EpochLoader:
             pin_memory=self._pin_memory,
             multiprocessing_context="spawn" if self._num_workers else None,
         )
+        for batch in loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
