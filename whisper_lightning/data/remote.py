@@ -47,6 +47,23 @@ def is_file_info(entry: Any, name: str) -> TypeGuard[FileInfo]:
     return all(isinstance(text, str) and re.fullmatch(p, text) for text, p in zip(texts, (name, digest), strict=True))
 
 
+def index_files(info: Any) -> list[FileInfo]:
+    """Give what an index.json says of index.npy and rejected.csv, nothing where an older build wrote it.
+
+    Raises:
+        ValueError: It says what cannot be.
+    """
+    if not isinstance(info, dict):
+        raise ValueError("index.json is no object")
+    files = info.get("files", [])
+    sane = isinstance(files, list) and all(is_file_info(file, r"index\.npy|rejected\.csv") for file in files)
+    if not sane or any(file["bytes"] > MAX_INDEX_BYTES for file in files):
+        raise ValueError(f"index.json lists files that cannot be: {str(files)[:200]}")
+    if files and [file["name"] for file in files] != ["index.npy", "rejected.csv"]:
+        raise ValueError("index.json does not list index.npy and rejected.csv")
+    return list(files)
+
+
 def default_cache() -> Path:
     """Give the folder that downloads are kept in when none is named: the user's own."""
     return platformdirs.user_cache_path("whisper_lightning", appauthor=False)
@@ -195,21 +212,17 @@ class RemoteFolder:
         return True
 
     def _listed(self, content: bytes) -> list[FileInfo]:
-        """Give the files that make up the index beside index.json, which must have their sums."""
+        """Give the files that index.json lists, which a remote folder must do."""
         try:
-            files = json.loads(content)["files"]
-            assert isinstance(files, list)
-            first, second = files
-        except (ValueError, KeyError, TypeError, AssertionError, RecursionError):
-            first = second = None
-        if not is_file_info(first, r"index\.npy") or not is_file_info(second, r"rejected\.csv"):
+            files = index_files(json.loads(content))
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{self}/index.json: {error}; upload the folder again") from None
+        if not files:
             raise UserError(
-                f"{self}/index.json: does not list index.npy and rejected.csv with their sums; build the "
-                "shards again with tools/make_shards.py (finished ones are kept) and upload the folder"
+                f"{self}/index.json: has no sums of index.npy and rejected.csv; run tools/make_shards.py again "
+                "(finished shards are kept) and upload the folder"
             )
-        if max(first["bytes"], second["bytes"]) > MAX_INDEX_BYTES:
-            raise UserError(f"{self}/index.json: lists an index of over {MAX_INDEX_BYTES >> 30} GiB")
-        return [first, second]
+        return files
 
     @contextmanager
     def _storing(self) -> Iterator[None]:

@@ -23,7 +23,7 @@ import soundfile
 import torch
 
 from whisper_lightning.audio import MAX_SECONDS, SAMPLE_RATE_HZ
-from whisper_lightning.data.remote import FileInfo, RemoteFolder, is_file_info
+from whisper_lightning.data.remote import FileInfo, RemoteFolder, index_files, is_file_info
 from whisper_lightning.errors import UserError
 
 FORMAT_VERSION = 1
@@ -89,8 +89,7 @@ def _check_info(info: Any) -> None:
     Raises:
         ValueError: With what is wrong.
     """
-    if not isinstance(info, dict):
-        raise ValueError("index.json is no object")
+    index_files(info)
     if info.get("version") != FORMAT_VERSION:
         raise ValueError("index.json is of another version")
     shards = info.get("shards")
@@ -175,11 +174,9 @@ class ShardIndex:
 
     def _check_sum(self) -> None:
         """Compare index.npy with its sum; folders of older builds have none."""
-        for listed in self.info.get("files", []):
-            if is_file_info(listed, r"index\.npy"):
-                with (self.folder / "index.npy").open("rb") as file:
-                    found = hashlib.file_digest(file, "sha256").hexdigest()
-                if found != listed["sha256"]:
+        for listed in index_files(self.info)[:1]:
+            with (self.folder / "index.npy").open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != listed["sha256"]:
                     raise ValueError("index.npy is damaged, or belongs to another index.json")
 
     def _check_sizes(self) -> None:
