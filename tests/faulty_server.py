@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ class Faults:
 
     Attributes:
         drop_after: Bytes after which a connection is dropped.
+        resets: Drop it with a reset, as a machine that goes away, not in good order.
         unavailable: Requests, of every three, that are answered 503.
         ignores_range: Every answer is the whole file.
         altered: Byte of each tar that is another.
@@ -30,6 +33,7 @@ class Faults:
     """
 
     drop_after: int | None = None
+    resets: bool = False
     unavailable: int = 0
     ignores_range: bool = False
     altered: int | None = None
@@ -95,6 +99,11 @@ class Handler(BaseHTTPRequestHandler):
             self.faults.sent[path] = self.faults.sent.get(path, 0) + len(block)
             if self.faults.block_seconds:
                 time.sleep(self.faults.block_seconds)
+        if self.faults.resets and len(body) > (self.faults.drop_after or 0):
+            self.wfile.flush()
+            time.sleep(0.02)  # a reset discards what the other side has not read yet
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
 
 
 @contextmanager

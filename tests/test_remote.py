@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from filelock import FileLock
 
 from tests.conftest import copy_corpus, quick_arguments
 from tests.faulty_server import Faults, serve
@@ -62,11 +63,12 @@ def cached(cache: Path) -> list[Path]:
     [
         Faults(),
         Faults(drop_after=6000),
+        Faults(drop_after=2000, resets=True),
         Faults(unavailable=1),
         Faults(ignores_range=True),
         Faults(drop_after=6000, unavailable=2),
     ],
-    ids=["sound", "drops", "503", "no ranges", "drops and 503"],
+    ids=["sound", "drops", "resets", "503", "no ranges", "drops and 503"],
 )
 def test_the_same_utterances_as_from_the_local_folder(faults: Faults, published: Path, tmp_path: Path) -> None:
     local = ShardIndex.open(published / "a/train")
@@ -86,6 +88,17 @@ def test_the_same_utterances_as_from_the_local_folder(faults: Faults, published:
     if faults.drop_after:  # by ranges: nothing arrives twice
         assert all(faults.sent[f"/a/train/{name}"] == len(content) for name, content in whole.items())
         assert max(faults.starts("000000.tar")) > 0
+
+
+def test_a_download_goes_on_from_a_server_that_ignores_ranges(published: Path, tmp_path: Path) -> None:
+    local = ShardIndex.open(published / "a/train")
+    part = tmp_path / "shards" / f"{local.shards[0]['sha256']}.part"
+    part.parent.mkdir()
+    part.write_bytes((published / "a/train/000000.tar").read_bytes()[:5000])
+    faults = Faults(ignores_range=True)
+    with serve(published, faults) as address:
+        assert everything(open_remote(f"{address}/a/train", tmp_path)) == everything(local)
+    assert faults.starts("000000.tar") == [5000]
 
 
 def test_shards_of_the_same_name_do_not_meet(published: Path, tmp_path: Path) -> None:
@@ -141,8 +154,8 @@ def test_a_server_that_is_down_for_good(published: Path, tmp_path: Path) -> None
 def test_redirects_lead_to_http_only(published: Path, tmp_path: Path) -> None:
     with serve(published) as address, serve(published, Faults(redirect=address)) as other:
         assert len(open_remote(f"{other}/a/train", tmp_path)) == 11
-    for redirect in (published.as_uri(), "ftp://127.0.0.1:9"):
-        with serve(published, Faults(redirect=redirect)) as other, pytest.raises(UserError, match=r"index\.json"):
+    for redirect, why in ((published.as_uri(), "not allowed"), ("ftp://127.0.0.1:9", "unknown url type: ftp")):
+        with serve(published, Faults(redirect=redirect)) as other, pytest.raises(UserError, match=why):
             open_remote(f"{other}/a/train", tmp_path)
 
 
@@ -200,6 +213,37 @@ def test_the_cache_keeps_its_bound_and_what_was_used_last(published: Path, tmp_p
             open_remote(f"{address}/a/train", tmp_path / "small", sizes[0] - 1).read(0)
 
 
+def test_a_new_shard_stays_whatever_the_clock_says(published: Path, tmp_path: Path) -> None:
+    """Files from the future are never the least recently used; a download that left at once would never end."""
+    faults = Faults()
+    limit = max(shard["bytes"] for shard in ShardIndex.open(published / "a/train").shards)
+    with serve(published, faults) as address:
+        index = open_remote(f"{address}/a/train", tmp_path, limit)
+        index.read(0)
+        os.utime(cached(tmp_path)[0], (time.time() + 1e6,) * 2)
+        other = tmp_path / "shards" / f"{'0' * 64}.tar"
+        other.write_bytes(bytes(1000))
+        os.utime(other, (time.time() + 1e6,) * 2)
+        index.read(len(index) - 1)
+    assert faults.starts("000003.tar") == [0]
+
+
+def test_a_download_under_way_is_not_cleared_away(published: Path, tmp_path: Path) -> None:
+    part = tmp_path / "shards" / f"{'f' * 64}.part"
+    part.parent.mkdir()
+    (tmp_path / "locks").mkdir()
+    part.write_bytes(bytes(100))
+    os.utime(part, (1, 1))
+    limit = max(shard["bytes"] for shard in ShardIndex.open(published / "a/train").shards)
+    with serve(published) as address:
+        with FileLock(tmp_path / "locks" / "ff.lock"):
+            index = open_remote(f"{address}/a/train", tmp_path, limit)
+            everything(index)
+            assert part.exists()
+        everything(index)
+        assert not part.exists()
+
+
 def test_a_shard_that_a_reader_has_open_stays_or_stays_readable(
     published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,7 +265,7 @@ def test_a_cached_file_of_another_length_is_downloaded_again(published: Path, tm
         index = open_remote(f"{address}/a/train", tmp_path)
         index.read(0)
         (path,) = cached(tmp_path)
-        path.write_bytes(path.read_bytes()[:-512])
+        path.write_bytes(path.read_bytes()[:1000])
         assert everything(index) == everything(ShardIndex.open(published / "a/train"))
 
 
@@ -338,7 +382,7 @@ def losses(run: Path) -> list[float]:
     return list(metrics["train/loss"].dropna()) + list(metrics["val/loss"].dropna())
 
 
-@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_run_from_a_bad_server_has_the_losses_of_a_local_one(
     num_workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import tarfile
 import tracemalloc
@@ -73,6 +74,7 @@ def test_a_command_in_an_option_is_refused(
     assert main([*quick_arguments(few_clips, cage / "run"), f"--{option}={CANARY}"]) == 2
     error = one_error(capsys)
     assert error.startswith(f"error: {option}: ")
+    assert re.search("is not read|is not a local path|neither a folder nor a hub name", error)
     assert CANARY in error
     assert not list(cage.rglob("canary*"))
 

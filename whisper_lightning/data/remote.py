@@ -144,11 +144,11 @@ class RemoteFolder:
     def _download(self, shard: FileInfo, path: Path) -> None:
         if shard["bytes"] > self.limit_bytes:
             raise UserError(
-                f"{self}/{shard['name']}: {shard['bytes'] / 2**30:.2f} GiB is more than the cache may hold "
-                f"({self.limit_bytes / 2**30:.2f} GiB); raise data.cache_gib"
+                f"{self}/{shard['name']}: {shard['bytes'] / 2**30:.3g} GiB is more than the cache may hold "
+                f"({self.limit_bytes / 2**30:.3g} GiB); raise data.cache_gib"
             )
         self._ensure(shard, path)
-        self._make_room(0)  # for what others have stored in the meantime
+        self._make_room(0, path)  # for what others have stored in the meantime
 
     def _ensure(self, file: FileInfo, target: Path) -> None:
         """Download a file to where it belongs, unless it is there; one process at a time, going on where one died."""
@@ -162,7 +162,7 @@ class RemoteFolder:
             found = ""
             for _ in range(2):
                 kept = part.stat().st_size if part.exists() else 0
-                self._make_room(max(0, file["bytes"] - kept))
+                self._make_room(max(0, file["bytes"] - kept), part)
                 with part.open("ab") as out:
                     transfer(join(self.url, file["name"]), file["bytes"], out)
                     out.flush()
@@ -184,7 +184,7 @@ class RemoteFolder:
         folder.mkdir(parents=True, exist_ok=True)
         return folder / f"{digest[:2]}.lock"
 
-    def _make_room(self, num_bytes: int) -> None:
+    def _make_room(self, num_bytes: int, wanted: Path) -> None:
         """Let the least recently used shards leave, and what is left of abandoned downloads, until so much fits."""
         with FileLock(self._lock("room")):
             files = []
@@ -196,7 +196,7 @@ class RemoteFolder:
             for _, size, path in sorted(files):
                 if total + num_bytes <= self.limit_bytes:
                     break
-                if self._remove(path):
+                if path != wanted and self._remove(path):
                     total -= size
 
     def _remove(self, path: Path) -> bool:

@@ -185,7 +185,8 @@ def _blocks(url: str, offset: int, num_bytes: int) -> Iterator[bytes]:
                 if not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
                     raise _DroppedError("the server sends another range than it was asked for")
             left = num_bytes - offset
-            while left and (block := response.read(min(BLOCK_BYTES, skip or left))):
+            # `read1`: `read` would wait for a whole block, and lose what it has when the connection is reset.
+            while left and (block := response.read1(min(BLOCK_BYTES, skip or left))):
                 if skip:
                     skip -= len(block)
                 else:
