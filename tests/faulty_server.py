@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 
 @dataclass
@@ -55,7 +56,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        faults, path = self.faults, self.path.partition("?")[0]
+        faults, path = self.faults, unquote(self.path.partition("?")[0])
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         faults.asked.append((path, int(asked[1]) if asked else 0))
         if faults.redirect:

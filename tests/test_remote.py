@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import pickle
+import socket
 import subprocess
 import sys
 import time
@@ -39,7 +40,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that is served: `a/train` and `b/val` have shards of the same names, with other bytes."""
     root = tmp_path_factory.mktemp("published")
-    for name, count in (("a/train", 14), ("b/val", 10)):
+    for name, count in (("a/train", 14), ("b/val", 10), ("mi voz/año 1", 6)):
         source = make_corpus(root / "data" / name, count)
         build_shards(source, root / name, num_workers=0, rows_per_shard=4)
     return root
@@ -103,7 +104,7 @@ def test_a_download_goes_on_from_a_server_that_ignores_ranges(published: Path, t
 
 def test_shards_of_the_same_name_do_not_meet(published: Path, tmp_path: Path) -> None:
     with serve(published) as address:
-        for name in ("a/train", "b/val", "a/train/"):
+        for name in ("a/train", "b/val", "a/train/", "mi voz/año 1"):
             index = open_remote(f"{address}/{name}?key=secreto", tmp_path)
             assert everything(index) == everything(ShardIndex.open(published / name))
             assert "secreto" not in str(index.remote)
@@ -141,6 +142,14 @@ def test_what_is_not_there_is_named_at_once(published: Path, tmp_path: Path) -> 
         assert len(faults.asked) == 1
     with pytest.raises(UserError, match=r"index\.json: given up after 6 attempts .*refused.* check the connection"):
         open_remote(f"{address}/a/train", tmp_path)
+
+
+def test_a_server_that_stays_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "TIMEOUT_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(UserError, match=r"index\.json: given up after 6 attempts \(.*timed out"):
+            open_remote(address, tmp_path)
 
 
 def test_a_server_that_is_down_for_good(published: Path, tmp_path: Path) -> None:

@@ -116,6 +116,8 @@ def test_a_command_in_a_configuration_is_refused(
         "https://host:port/x",
         "https://[host/x",
         "https://name:password@host/x",
+        "https://password@host/x",
+        "s3://name:password@bucket/x",
     ],
 )
 def test_other_addresses_are_refused(source: str) -> None:
@@ -125,7 +127,14 @@ def test_other_addresses_are_refused(source: str) -> None:
 
 
 def test_the_addresses_that_are_read() -> None:
-    for source in ("https://host/x", "HTTP://127.0.0.1:80/x", "s3://b/x", "gs://b/x", "az://b/x", "hf://datasets/a/b"):
+    for source in (
+        "https://host/x",
+        "HTTP://127.0.0.1:80/x",
+        "s3://b/x",
+        "gs://b/x",
+        "abfs://b@c/x",
+        "hf://datasets/a/b",
+    ):
         assert is_remote("data.train", source)
     for source in ("train.csv", "C:\\datos\\train.csv", "d:/datos", "mis datos/año.csv", "/srv/a:b"):
         assert not is_remote("data.train", source)

@@ -58,7 +58,8 @@ def is_remote(option: str, source: str) -> bool:
         host, _ = parts.hostname, parts.port
     except ValueError as error:
         raise UserError(f"{option}: {source!r} is not a URL ({error}); write https://host/folder") from None
-    if not host or parts.username is not None:
+    # In abfs:// a container stands where others have a name.
+    if not host or parts.password is not None or (parts.username is not None and _is_http(source)):
         raise UserError(f"{option}: a URL needs a host, and no name and password in it; write https://host/folder")
     return True
 
