@@ -307,8 +307,8 @@ class Bomb:
         header("(-5,)"),
         header("__import__('os').system('touch canary')"),
         np.array([Bomb()], dtype=object),
-        np.zeros((2, 2), RECORD),
-        np.zeros(4),
+        np.zeros((3, 2), RECORD),
+        np.zeros(3),
     ],
     ids=["empty", "text", "huge", "overflow", "more", "negative", "code", "pickle", "2-d", "floats"],
 )

@@ -48,7 +48,7 @@ def is_remote(option: str, source: str) -> bool:
     if match is None:
         return False
     scheme = match[0][:-1].lower()
-    if scheme not in ("http", "https", *PACKAGES) or "::" in source or not source[match.end() :].startswith("//"):
+    if scheme not in ("http", "https", *PACKAGES) or "::" in source:
         raise UserError(
             f"{option}: {source!r} is not read; give a local path, or a folder of shards at https://, http:// or "
             f"{', '.join(f'{known}://' for known in PACKAGES)}"
