@@ -170,6 +170,21 @@ def test_wandb_goes_offline_without_a_login(corpus: Path, tmp_path: Path, monkey
     assert json.loads(tables[0].read_text(encoding="utf-8"))["columns"] == ["key", "reference", "hypothesis", "wer"]
 
 
+def test_the_key_of_wandb_is_nowhere_in_the_run(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    secret = "0123456789abcdef" * 2 + "feedbeef"
+    monkeypatch.setenv("WANDB_API_KEY", secret)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = tmp_path / "run"
+    assert main([*quick_arguments(corpus, run), "--wandb.enabled=true"]) == 0
+    wandb.finish()
+    files = [path for path in run.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    assert [path for path in files if secret.encode() in path.read_bytes()] == []
+    assert secret not in "".join(capfd.readouterr())
+
+
 def test_loss_that_is_not_finite_names_the_utterances(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

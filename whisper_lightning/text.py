@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from transformers import WhisperConfig, WhisperProcessor
@@ -23,6 +24,7 @@ def load_config(checkpoint: str) -> WhisperConfig:
     Raises:
         UserError: Nothing is there, or it is not a Whisper.
     """
+    _refuse_address(checkpoint)
     try:
         config = WhisperConfig.from_pretrained(checkpoint)
     except (OSError, ValueError) as error:
@@ -38,10 +40,17 @@ def load_processor(checkpoint: str) -> WhisperProcessor:
     Raises:
         UserError: Nothing is there, or the tokenizer's files are missing.
     """
+    _refuse_address(checkpoint)
     try:
         return WhisperProcessor.from_pretrained(checkpoint)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(_not_found(checkpoint, error)) from None
+
+
+def _refuse_address(checkpoint: str) -> None:
+    # No hub name has a colon: it is a URL or a command, neither of which any library shall try to open.
+    if ":" in checkpoint and not Path(checkpoint).is_dir():
+        raise UserError(f"model.checkpoint: {checkpoint!r} is neither a folder nor a hub name (openai/whisper-base)")
 
 
 def _not_found(checkpoint: str, error: Exception) -> str:

@@ -27,7 +27,9 @@ from tqdm import tqdm
 
 from whisper_lightning.audio import SAMPLE_RATE_HZ, AudioError, load_audio
 from whisper_lightning.data.manifest import Row, read_manifest
+from whisper_lightning.data.remote import FileInfo
 from whisper_lightning.data.shards import BLOCK_BYTES, FORMAT_VERSION, RECORD, Rejected, ShardIndex, json_offset, padded
+from whisper_lightning.data.transfer import local_path
 from whisper_lightning.errors import UserError
 
 ROWS_PER_SHARD = 500
@@ -68,8 +70,10 @@ def build_shards(
         rows_per_shard: Rows of the CSV per shard.
 
     Raises:
-        UserError: The CSV cannot be read, or the folder cannot be written.
+        UserError: The CSV cannot be read, `audio_root` is not local, or the folder cannot be written.
     """
+    if audio_root is not None:
+        audio_root = local_path("data.audio_root", str(audio_root))
     options = {
         "audio_root": None if audio_root is None else str(audio_root),
         "columns": None if columns is None else list(columns),
@@ -128,7 +132,7 @@ def _open_current(folder: Path, fingerprint: str) -> ShardIndex | None:
         info = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    if info.get("fingerprint") != fingerprint:
+    if info.get("fingerprint") != fingerprint or "files" not in info:  # without the sums, which remote reading needs
         return None
     if any(_load_record(folder, number, fingerprint) is None for number in info["shards_with_rejected"]):
         return None
@@ -281,6 +285,15 @@ def _add(tar: tarfile.TarFile, shard: int, row: Row, require_sentence: bool) -> 
     return (shard, offset, num_bytes, len(encoded), len(waveform), len(row.sentence.encode()), row.row)
 
 
+def _file_info(path: Path) -> FileInfo:
+    with path.open("rb") as file:
+        return {
+            "name": path.name,
+            "bytes": path.stat().st_size,
+            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+        }
+
+
 def _write_json(path: Path, value: Any) -> None:
     fresh = _fresh(path)
     fresh.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
@@ -309,6 +322,7 @@ def _write_index(folder: Path, num_shards: int, num_rows: int, fingerprint: str,
     fresh = _fresh(folder / "rejected.csv")
     pd.DataFrame(rejected, columns=columns).to_csv(fresh, index=False, encoding="utf-8")
     fresh.replace(folder / "rejected.csv")
+    files = [_file_info(folder / name) for name in ("index.npy", "rejected.csv")]
     info = {
         "version": FORMAT_VERSION,
         "fingerprint": fingerprint,
@@ -318,6 +332,7 @@ def _write_index(folder: Path, num_shards: int, num_rows: int, fingerprint: str,
         "total_seconds": int(table["num_samples"].sum()) / SAMPLE_RATE_HZ,
         "rejected": dict(Counter(row["reason"] for row in rejected)),
         "shards_with_rejected": with_rejected,
+        "files": files,
         "shards": shards,
     }
     _write_json(folder / "index.json", info)

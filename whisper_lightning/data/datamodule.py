@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 from whisper_lightning.audio import SAMPLE_RATE_HZ, SAMPLES_PER_POSITION
 from whisper_lightning.data.build import build_shards
 from whisper_lightning.data.loader import BatchDataset, EpochLoader
-from whisper_lightning.data.plan import Plan, PlanOptions, plan_epoch
+from whisper_lightning.data.plan import WINDOW_SHARDS, Plan, PlanOptions, plan_epoch
+from whisper_lightning.data.remote import RemoteFolder, default_cache
 from whisper_lightning.data.shards import Rejected, ShardIndex
+from whisper_lightning.data.transfer import is_remote, local_path
 from whisper_lightning.errors import UserError
 from whisper_lightning.text import LabelEncoder, Task, load_config, load_processor
 
@@ -73,7 +75,7 @@ class SpeechDataModule(LightningDataModule):
     """Serves speech and transcripts from CSVs or folders of shards.
 
     A CSV is turned into shards once, in a folder beside it (`train.csv` into `train.shards`); while the CSV does not
-    change they are used as they are.
+    change they are used as they are. A folder of shards may be remote: https://, http://, s3://, gs://, az://, hf://.
 
     Args:
         train: CSV, or folder of shards.
@@ -90,6 +92,8 @@ class SpeechDataModule(LightningDataModule):
             all the same, so that the model stays good there.
         augment: Change loudness and add noise in training, anew in each epoch.
         num_workers: Processes that read and decode audio.
+        cache_dir: Folder that remote shards are downloaded to; by default the user's own cache.
+        cache_gib: What remote shards may take there, in GiB; the least recently used leave.
         max_rejected_fraction: Stop before training when more than this share of a CSV's rows is unusable.
         seed: Seed of the shuffling; linked to seed_everything.
         checkpoint: Linked to model.checkpoint.
@@ -112,6 +116,8 @@ class SpeechDataModule(LightningDataModule):
         full_share: float = 0.15,
         augment: bool = False,
         num_workers: int = 2,
+        cache_dir: str | None = None,
+        cache_gib: float = 50.0,
         max_rejected_fraction: float = 0.1,
         seed: int = 42,
         checkpoint: str = "openai/whisper-base",
@@ -123,7 +129,14 @@ class SpeechDataModule(LightningDataModule):
         self.sources: dict[str, str | float] = {"train": train, "val": val}
         self.sources["test"] = val if test is None else test
         self.sources["predict"] = self.sources["test"] if predict is None else predict
-        self.audio_root = None if audio_root is None else Path(audio_root)
+        for name, source in self.sources.items():
+            if isinstance(source, str):
+                is_remote(f"data.{name}", source)
+        self.audio_root = None if audio_root is None else local_path("data.audio_root", audio_root)
+        self.cache = default_cache() if cache_dir is None else local_path("data.cache_dir", cache_dir)
+        if not cache_gib > 0:
+            raise UserError(f"data.cache_gib: {cache_gib}; remote shards need room, such as 50")
+        self.cache_bytes = int(cache_gib * 2**30)
         self.columns = columns
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.max_batch_seconds = max_batch_seconds
@@ -170,6 +183,8 @@ class SpeechDataModule(LightningDataModule):
         if not isinstance(source, str):
             source = self.sources["train"]
             assert isinstance(source, str)
+        if is_remote(f"data.{name}", source):
+            return ShardIndex.open(RemoteFolder(source, self.cache, self.cache_bytes))
         path = Path(source)
         if path.is_dir():
             return ShardIndex.open(path)
@@ -185,6 +200,7 @@ class SpeechDataModule(LightningDataModule):
 
     def _split(self, name: str) -> Split:
         index = self._shards(name)
+        self._warn_of_small_cache(name, index)
         members, rejected = self._admit(index)
         share = self.sources["val"]
         if isinstance(share, float) and name in ("train", "val", "test"):
@@ -192,6 +208,20 @@ class SpeechDataModule(LightningDataModule):
             cut = max(1, round(share * len(members)))
             members = members[np.sort(order[cut:] if name == "train" else order[:cut])]
         return Split(index, members, index.rejected() + rejected)
+
+    def _warn_of_small_cache(self, name: str, index: ShardIndex) -> None:
+        """Say when remote shards cannot stay for as long as they are read in turns."""
+        if index.remote is None:
+            return
+        sizes = sorted((shard["bytes"] for shard in index.shards), reverse=True)
+        needed = sum(sizes[:WINDOW_SHARDS] if name == "train" else sizes)
+        if needed > self.cache_bytes:
+            logger.warning(
+                "data.cache_gib: %.2g GiB; %.2g GiB of %s are read in turns and will be downloaded again and again",
+                self.cache_bytes / 2**30,
+                needed / 2**30,
+                index.remote,
+            )
 
     def _admit(self, index: ShardIndex) -> tuple[NDArray[np.int32], list[Rejected]]:
         """Leave out utterances longer than the model's context or its longest label."""

@@ -17,6 +17,7 @@ from whisper_lightning.audio import SAMPLE_RATE_HZ, SAMPLES_PER_POSITION
 from whisper_lightning.data.augment import augment
 from whisper_lightning.data.plan import PlannedBatch
 from whisper_lightning.data.shards import ShardIndex, Utterance
+from whisper_lightning.errors import UserError
 from whisper_lightning.text import LabelEncoder
 
 
@@ -75,8 +76,10 @@ def collate(utterances: list[Utterance], num_samples: int, encoder: LabelEncoder
 
 
 @dataclass(frozen=True)
-class BatchDataset(Dataset[Batch]):
+class BatchDataset(Dataset[Batch | UserError]):
     """Reads and collates one planned batch; picklable, so that workers may be spawned (Windows, macOS).
+
+    What the user can mend is given, not raised: torch would put the worker's traceback into the message.
 
     Attributes:
         index: Where the utterances are.
@@ -88,10 +91,13 @@ class BatchDataset(Dataset[Batch]):
     encoder: LabelEncoder
     augment_seed: int | None = None
 
-    def __getitem__(self, item: tuple[PlannedBatch, int]) -> Batch:
+    def __getitem__(self, item: tuple[PlannedBatch, int]) -> Batch | UserError:
         """Read the utterances of a planned batch of an epoch, and pad them to its context."""
         planned, epoch = item
-        utterances = [self.index.read(i) for i in planned.indices]
+        try:
+            utterances = [self.index.read(i) for i in planned.indices]
+        except UserError as error:
+            return error
         if self.augment_seed is not None:
             waveforms = (augment(each.waveform, self.augment_seed, epoch, each.key) for each in utterances)
             utterances = [each._replace(waveform=new) for each, new in zip(utterances, waveforms, strict=True)]
@@ -185,7 +191,10 @@ class EpochLoader:
         self._remaining.epoch = epoch
         with _signals_blocked():
             batches = iter(self._loader)  # starts the workers, which inherit what is blocked
-        yield from batches
+        for batch in batches:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
 
 
 STOPPING = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)}

@@ -2,11 +2,13 @@
 
 A folder holds `000000.tar`, … (per utterance `KEY.flac`, 16 kHz mono, and `KEY.json`), a record `000000.json` for each,
 which lets a killed build go on, and the index: `index.json` and `index.npy`. The tars are ordinary: plain `webdataset`
-reads them. `build.py` writes what this file reads.
+reads them. `build.py` writes what this file reads. A folder may come from a stranger: what its index says is checked
+before it leads anywhere.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -20,7 +22,8 @@ import pandas as pd
 import soundfile
 import torch
 
-from whisper_lightning.audio import SAMPLE_RATE_HZ
+from whisper_lightning.audio import MAX_SECONDS, SAMPLE_RATE_HZ
+from whisper_lightning.data.remote import FileInfo, RemoteFolder, index_files, is_file_info
 from whisper_lightning.errors import UserError
 
 FORMAT_VERSION = 1
@@ -37,6 +40,9 @@ RECORD = np.dtype(
 )
 BLOCK_BYTES = 512
 """Tar's unit: a header is one block, data is padded to whole ones."""
+MAX_SAMPLES = int(MAX_SECONDS * SAMPLE_RATE_HZ)
+MAX_MEMBER_BYTES = 1 << 24
+"""No FLAC of so few samples is larger, and no row of a CSV; it bounds what one read takes."""
 
 
 @dataclass(frozen=True)
@@ -77,58 +83,122 @@ def json_offset(offset: int, flac_bytes: int) -> int:
     return offset + padded(flac_bytes) + BLOCK_BYTES
 
 
+def _check_info(info: Any) -> None:
+    """Check what index.json says.
+
+    Raises:
+        ValueError: With what is wrong.
+    """
+    index_files(info)
+    if info.get("version") != FORMAT_VERSION:
+        raise ValueError("index.json is of another version")
+    shards = info.get("shards")
+    if not isinstance(shards, list):
+        raise ValueError("index.json lists no shards")
+    # Nothing but the names that `build.py` gives: no folder, no drive, no device of Windows, no URL.
+    odd = next((entry for entry in shards if not is_file_info(entry, r"[0-9]{1,12}\.tar")), None)
+    if odd is not None:
+        raise ValueError(f"index.json lists a shard that cannot be: {str(odd)[:200]}")
+
+
+def _check_table(table: np.ndarray, info: dict[str, Any]) -> None:
+    """Check that index.npy is the table that index.json describes, and points nowhere but into the shards.
+
+    Raises:
+        ValueError: With what is wrong.
+    """
+    if table.dtype != RECORD or table.ndim != 1:
+        raise ValueError("index.npy is of another version")
+    if len(table) != info.get("num_utterances"):
+        raise ValueError(f"index.npy has {len(table)} utterances, index.json {info.get('num_utterances')}")
+    sizes = np.array([shard["bytes"] for shard in info["shards"]] or [0], dtype=np.int64)
+    ok = (table["shard"] >= 0) & (table["shard"] < len(info["shards"]))
+    available = sizes[np.where(ok, table["shard"], 0)]
+    for name, most in (
+        ("flac_bytes", MAX_MEMBER_BYTES),
+        ("json_bytes", MAX_MEMBER_BYTES),
+        ("num_samples", MAX_SAMPLES),
+    ):
+        ok &= (table[name] > 0) & (table[name] <= most)
+    # The offset by itself first: near the end of the int64 the sum would wrap around.
+    ok &= (table["offset"] >= BLOCK_BYTES) & (table["offset"] <= available) & (table["text_bytes"] >= 0)
+    flac_blocks = -(-table["flac_bytes"].astype(np.int64) // BLOCK_BYTES)
+    ok &= table["offset"] + flac_blocks * BLOCK_BYTES + BLOCK_BYTES + table["json_bytes"] <= available
+    if not ok.all():
+        raise ValueError(
+            f"index.npy: utterance {int(np.argmin(ok))} lies outside of the shards or has impossible sizes"
+        )
+
+
 class ShardIndex:
     """Random access to the utterances of a folder of shards.
 
     Picklable: a worker process opens the folder anew instead of receiving the table.
 
     Attributes:
-        folder: The folder.
+        folder: The folder; where the shards are remote, the one that holds their index.
+        remote: Where the shards are, unless they are in the folder.
         info: What `index.json` says.
         table: One `RECORD` per utterance, mapped from disk.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, remote: RemoteFolder | None = None) -> None:
         self.folder = folder
+        self.remote = remote
         self.info: dict[str, Any] = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-        self.table = np.load(folder / "index.npy", mmap_mode="r", allow_pickle=False)
+        self.table = np.lib.format.open_memmap(
+            folder / "index.npy", mode="r"
+        )  # unlike np.load: no archives, no pickles
         self._files: OrderedDict[tuple[int, int], BinaryIO] = OrderedDict()
 
     @classmethod
-    def open(cls, folder: Path) -> ShardIndex:
-        """Open a folder and check that its shards are whole.
+    def open(cls, source: Path | RemoteFolder) -> ShardIndex:
+        """Open a folder and check that its shards are whole; remote ones are downloaded when they are first read.
 
         Raises:
-            UserError: It is no folder of shards, of another version, or a shard is missing or cut.
+            UserError: It is no folder of shards, of another version, its index points outside of the shards, or a
+                shard is missing or cut.
         """
+        remote, folder = (source, source.fetch_index()) if isinstance(source, RemoteFolder) else (None, source)
         try:
-            index = cls(folder)
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{folder}: not a folder of shards (no readable index.json and index.npy: {error})"
-            ) from None
-        if index.info.get("version") != FORMAT_VERSION or index.table.dtype != RECORD:
-            raise UserError(f"{folder}: shards of another version; delete the folder, they are built again")
-        for shard in index.shards:
-            path = folder / Path(shard["name"]).name
+            index = cls(folder, remote)
+            _check_info(index.info)
+            _check_table(index.table, index.info)
+            index._check_sum()
+        except (OSError, ValueError, TypeError, OverflowError, RecursionError, MemoryError) as error:
+            remedy = "build the shards again" + (f" (index in {folder})" if remote else "")
+            raise UserError(f"{source}: not a folder of shards that can be used: {error}; {remedy}") from None
+        if remote is None:
+            index._check_sizes()
+        return index
+
+    def _check_sum(self) -> None:
+        """Compare index.npy with its sum; folders of older builds have none."""
+        for listed in index_files(self.info)[:1]:
+            with (self.folder / "index.npy").open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != listed["sha256"]:
+                    raise ValueError("index.npy is damaged, or belongs to another index.json")
+
+    def _check_sizes(self) -> None:
+        for shard in self.shards:
+            path = self.folder / shard["name"]
             num_bytes = path.stat().st_size if path.is_file() else 0
             if num_bytes != shard["bytes"]:
                 raise UserError(
                     f"{path}: {num_bytes} bytes instead of {shard['bytes']}; delete this shard and index.json, "
                     "it is built again"
                 )
-        return index
 
-    def __reduce__(self) -> tuple[type[ShardIndex], tuple[Path]]:
-        return (ShardIndex, (self.folder,))
+    def __reduce__(self) -> tuple[type[ShardIndex], tuple[Path, RemoteFolder | None]]:
+        return (ShardIndex, (self.folder, self.remote))
 
     def __len__(self) -> int:
         return len(self.table)
 
     @property
-    def shards(self) -> list[dict[str, Any]]:
+    def shards(self) -> list[FileInfo]:
         """Name, size in bytes and sha256 of each shard."""
-        shards: list[dict[str, Any]] = self.info["shards"]
+        shards: list[FileInfo] = self.info["shards"]
         return shards
 
     @property
@@ -142,10 +212,17 @@ class ShardIndex:
         return np.asarray(self.table["num_samples"])
 
     def rejected(self) -> list[Rejected]:
-        """Give the rows that were left out when the shards were built."""
+        """Give the rows that were left out when the shards were built.
+
+        Raises:
+            UserError: rejected.csv cannot be read.
+        """
         path = self.folder / "rejected.csv"
-        table = pd.read_csv(path, dtype={"value": str, "detail": str}, keep_default_na=False, encoding="utf-8")
-        return [Rejected(int(row), str(v), str(why), str(d)) for row, v, why, d in table.itertuples(index=False)]
+        try:
+            table = pd.read_csv(path, dtype={"value": str, "detail": str}, keep_default_na=False, encoding="utf-8")
+            return [Rejected(int(row), str(v), str(why), str(d)) for row, v, why, d in table.itertuples(index=False)]
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: cannot be read ({error}); build the shards again") from None
 
     def read(self, i: int) -> Utterance:
         """Read utterance `i`: one contiguous read of its two members.
@@ -157,11 +234,16 @@ class ShardIndex:
         offset, flac_bytes = int(entry["offset"]), int(entry["flac_bytes"])
         skip = json_offset(offset, flac_bytes) - offset
         data = self._read(int(entry["shard"]), offset, skip + int(entry["json_bytes"]))
+        promised = ("FLAC", SAMPLE_RATE_HZ, 1, entry["num_samples"])
         try:
-            samples, rate = soundfile.read(io.BytesIO(data[:flac_bytes]), dtype="float32")
+            with soundfile.SoundFile(io.BytesIO(data[:flac_bytes])) as file:
+                # Before decoding, which makes room for as many samples as the file claims to have.
+                if (file.format, file.samplerate, file.channels, file.frames) != promised:
+                    raise self._damaged(entry)
+                samples = file.read(dtype="float32")
         except soundfile.LibsndfileError:
             raise self._damaged(entry) from None
-        if len(samples) != entry["num_samples"] or rate != SAMPLE_RATE_HZ:
+        if len(samples) != entry["num_samples"]:
             raise self._damaged(entry)
         return self._utterance(entry, torch.from_numpy(samples), data[skip:])
 
@@ -176,28 +258,38 @@ class ShardIndex:
         return self._utterance(entry, torch.empty(0), self._read(int(entry["shard"]), start, int(entry["json_bytes"])))
 
     def _utterance(self, entry: np.void, waveform: torch.Tensor, encoded: bytes) -> Utterance:
+        row = int(entry["row"])
         try:
             text = json.loads(encoded)
-        except ValueError:
-            raise self._damaged(entry) from None
-        if text["row"] != entry["row"]:
+            sentence, audio, extra = text["sentence"], text["audio"], text["extra"]
+            whole = text["row"] == row and isinstance(sentence, str) and isinstance(audio, str)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            whole = False
+        if not whole:
             raise self._damaged(entry)
-        key = f"{text['row']:08d}"
-        return Utterance(key, waveform, text["sentence"], text["row"], text["audio"], text["extra"])
+        return Utterance(f"{row:08d}", waveform, sentence, row, audio, extra)
 
     def _damaged(self, entry: np.void) -> UserError:
+        shard = self.shards[entry["shard"]]
+        if self.remote is None:
+            return UserError(
+                f"{self.folder / shard['name']}: row {entry['row']} is damaged; "
+                "delete this shard and index.json, it is built again"
+            )
         return UserError(
-            f"{self.folder / self.shards[entry['shard']]['name']}: row {entry['row']} is damaged; "
-            "delete this shard and index.json, it is built again"
+            f"{self.remote}/{shard['name']}: row {entry['row']} is damaged; delete {self.remote.cached(shard)}, it is "
+            "downloaded again; if that does not help, build the shards again and upload them"
         )
 
     def _read(self, shard: int, offset: int, num_bytes: int) -> bytes:
         """Read bytes of a shard; a few files stay open, each process its own: a fork would share their positions."""
+        if self.remote is not None:
+            return self.remote.read(self.shards[shard], offset, num_bytes)
         key = (os.getpid(), shard)
         if key not in self._files:
             if len(self._files) >= 16:
                 self._files.popitem(last=False)[1].close()
-            self._files[key] = (self.folder / Path(self.shards[shard]["name"]).name).open("rb")
+            self._files[key] = (self.folder / self.shards[shard]["name"]).open("rb")
         self._files.move_to_end(key)
         file = self._files[key]
         file.seek(offset)

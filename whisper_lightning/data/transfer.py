@@ -1,0 +1,228 @@
+"""Bytes from a URL: which addresses are read, and how to get a whole file over connections that drop."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+from urllib import request
+from urllib.error import HTTPError
+from urllib.parse import quote, urlsplit, urlunsplit
+
+import fsspec
+
+from whisper_lightning.audio import REMOTE
+from whisper_lightning.errors import UserError
+
+PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "hf": "huggingface_hub"}
+"""What is read through fsspec, and the package it needs. No other protocol: some run commands or open local files."""
+RETRIES = 5
+"""Attempts after the first that bring no new byte, before a download is given up."""
+BACKOFF_SECONDS = 0.5
+"""Pause before the first of them; it doubles."""
+TIMEOUT_SECONDS = 30.0
+"""Longest silence of a server."""
+BLOCK_BYTES = 1 << 16
+RANGE_BYTES = 8 << 20
+"""What fsspec is asked for at a time: no more is lost when a connection drops."""
+
+T = TypeVar("T")
+
+
+def is_remote(option: str, source: str) -> bool:
+    """Say whether a source is the URL of a folder of shards.
+
+    Args:
+        option: Where it was given, for the message.
+        source: URL or local path.
+
+    Raises:
+        UserError: It is a URL or a command of another kind, or a URL that cannot be used.
+    """
+    match = REMOTE.match(source)
+    if match is None:
+        return False
+    scheme = match[0][:-1].lower()
+    if scheme not in ("http", "https", *PACKAGES) or "::" in source:
+        raise UserError(
+            f"{option}: {source!r} is not read; give a local path, or a folder of shards at https://, http:// or "
+            f"{', '.join(f'{known}://' for known in PACKAGES)}"
+        )
+    try:
+        parts = urlsplit(source)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise UserError(f"{option}: {source!r} is not a URL ({error}); write https://host/folder") from None
+    # In abfs:// a container stands where others have a name.
+    if not host or parts.password is not None or (parts.username is not None and _is_http(source)):
+        raise UserError(f"{option}: a URL needs a host, and no name and password in it; write https://host/folder")
+    return True
+
+
+def local_path(option: str, path: str) -> Path:
+    """Give the path, which must be local.
+
+    Raises:
+        UserError: It is a URL or a command.
+    """
+    if REMOTE.match(path):
+        raise UserError(f"{option}: {path!r} is not a local path; give a folder of this machine")
+    return Path(path)
+
+
+def join(url: str, name: str) -> str:
+    """Give the URL of a file in the folder at `url`."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc, f"{parts.path.rstrip('/')}/{name}", parts.query, ""))
+
+
+def shown(url: str) -> str:
+    """Give a URL for messages: without its query, which may hold a key."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc, parts.path, "", ""))
+
+
+def size_of(url: str) -> int:
+    """Ask how many bytes a file has.
+
+    Raises:
+        UserError: It is not there, or the server does not answer or does not say.
+    """
+    return _retry(url, partial(_size, url))
+
+
+def transfer(url: str, num_bytes: int, out: BinaryIO) -> None:
+    """Append what `out` does not have yet of the first `num_bytes` of a file, with as many requests as it takes.
+
+    Raises:
+        UserError: The file is not there or shorter, or the server gives nothing more for a while.
+    """
+    while out.seek(0, os.SEEK_END) < num_bytes:
+        _retry(url, partial(_receive, url, num_bytes, out))
+
+
+class _DroppedError(Exception):
+    """A request failed in a way that may pass."""
+
+
+def _retry(url: str, attempt: Callable[[], T]) -> T:
+    reason = ""
+    for failures in range(RETRIES + 1):
+        if failures:
+            time.sleep(BACKOFF_SECONDS * 2 ** (failures - 1))
+        try:
+            return attempt()
+        except _DroppedError as error:
+            reason = str(error)
+    raise UserError(
+        f"{shown(url)}: given up after {RETRIES + 1} attempts ({reason}); check the connection and that the "
+        "file is complete there, then start again: what has arrived is kept"
+    )
+
+
+def _receive(url: str, num_bytes: int, out: BinaryIO) -> None:
+    """Make one request and append what it brings, which must be something."""
+    start, reason = out.tell(), "the server ends the connection too early"
+    try:
+        for block in _blocks(url, start, num_bytes):
+            out.write(block)
+    except _DroppedError as error:
+        reason = str(error)
+    if out.tell() == start:
+        raise _DroppedError(f"{reason}; {start} of {num_bytes} bytes are here")
+
+
+@contextmanager
+def _asking(url: str) -> Iterator[None]:
+    """Turn the many errors of servers and libraries into those that may pass and those that will not."""
+    try:
+        yield
+    except (UserError, _DroppedError):
+        raise
+    except Exception as error:  # each of fsspec's libraries has exceptions of its own
+        status = error.code if isinstance(error, HTTPError) else None
+        final = isinstance(error, (FileNotFoundError, PermissionError))
+        if not final and (status is None or status >= 500 or status in (408, 429)):
+            raise _DroppedError(" ".join(f"{type(error).__name__}: {error}".split())) from None
+        what = "is shorter than index.json says" if status == 416 else " ".join(str(error).split())
+        raise UserError(
+            f"{shown(url)}: {what}; check the address, your rights, and that the whole folder of shards "
+            "(as tools/make_shards.py writes it) was uploaded"
+        ) from None
+
+
+def _size(url: str) -> int:
+    with _asking(url):
+        if _is_http(url):
+            # Not HEAD: signed addresses admit only GET.
+            with _get(url, "bytes=0-0") as response:
+                field = "Content-Length" if response.status == 200 else "Content-Range"
+                size = response.headers.get(field, "").rpartition("/")[2]
+        else:
+            filesystem, path = _filesystem(url)
+            size = str(filesystem.size(path))
+    if not size.isdecimal():
+        raise UserError(f"{shown(url)}: the server does not say how long it is; use another server")
+    return int(size)
+
+
+def _blocks(url: str, offset: int, num_bytes: int) -> Iterator[bytes]:
+    """Give the bytes of a file from `offset` on, up to `num_bytes` or until the connection drops."""
+    with _asking(url):
+        if not _is_http(url):
+            filesystem, path = _filesystem(url)
+            for start in range(offset, num_bytes, RANGE_BYTES):
+                yield filesystem.cat_file(path, start=start, end=min(start + RANGE_BYTES, num_bytes))
+            return
+        with _get(url, f"bytes={offset}-{num_bytes - 1}") as response:
+            skip = offset  # where a server ignores the range and sends the whole file
+            if response.status == 206:
+                skip = 0
+                if not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
+                    raise _DroppedError("the server sends another range than it was asked for")
+            left = num_bytes - offset
+            # `read1`: `read` would wait for a whole block, and lose what it has when the connection is reset.
+            while left and (block := response.read1(min(BLOCK_BYTES, skip or left))):
+                if skip:
+                    skip -= len(block)
+                else:
+                    left -= len(block)
+                    yield block
+
+
+def _is_http(url: str) -> bool:
+    return url.lower().startswith("http")
+
+
+def _get(url: str, byte_range: str) -> http.client.HTTPResponse:
+    """Open a URL of http or https, redirected to such only: `urlopen` would follow to ftp: too."""
+    opener = request.OpenerDirector()
+    for handler in (
+        request.ProxyHandler,
+        request.HTTPHandler,
+        request.HTTPSHandler,
+        request.HTTPDefaultErrorHandler,
+        request.HTTPRedirectHandler,
+        request.HTTPErrorProcessor,
+        request.UnknownHandler,
+    ):
+        opener.add_handler(handler())
+    headers = {"Range": byte_range, "Accept-Encoding": "identity"}
+    asked = request.Request(quote(url, safe="/%:@!$&'()*+,;=~?[]"), headers=headers)
+    response = opener.open(asked, timeout=TIMEOUT_SECONDS)
+    assert isinstance(response, http.client.HTTPResponse)
+    return response
+
+
+def _filesystem(url: str) -> tuple[Any, str]:
+    package = PACKAGES[urlsplit(url).scheme]
+    try:
+        filesystem, path = fsspec.url_to_fs(url)
+    except ImportError:
+        raise UserError(f"{shown(url)}: this address is read with {package}; pip install {package}") from None
+    return filesystem, path
