@@ -19,6 +19,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import FSDPStrategy
 from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp._common_utils import clean_tensor_name
 
 from whisper_lightning.cli import main
 
@@ -99,6 +100,16 @@ class CpuFSDP(FSDPStrategy):
 
     def _setup_model(self, model: Any) -> Any:
         return FullyShardedDataParallel(model, device_id=torch.device("cpu"), use_orig_params=True)
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Gather by hand: torch 2.12 crashes where it drops the gathered weights of a CPU."""
+        assert self.model is not None
+        with FullyShardedDataParallel.summon_full_params(self.model, writeback=False):
+            state = {name: value.detach().clone() for name, value in self.model.named_parameters()}
+        tied = "whisper.model.decoder.embed_tokens.weight"
+        return {clean_tensor_name(name): value for name, value in state.items()} | {
+            "whisper.proj_out.weight": {clean_tensor_name(name): value for name, value in state.items()}[tied]
+        }
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -168,6 +169,14 @@ def test_wandb_goes_offline_without_a_login(corpus: Path, tmp_path: Path, monkey
         assert name in content, name
     tables = list(folder.glob("files/media/table/val/*.json"))
     assert json.loads(tables[0].read_text(encoding="utf-8"))["columns"] == ["key", "reference", "hypothesis", "wer"]
+    # A continued run is the same run there.
+    again = [*quick_arguments(corpus, run), "--wandb.enabled=true", "--trainer.max_steps=6", "--ckpt_path=last"]
+    time.sleep(1.1)  # wandb names folders by the second
+    assert main(again) == 0
+    wandb.finish()
+    names = [folder.name for folder in (run / "wandb").glob("offline-run-*")]
+    assert len(names) == 2
+    assert all(name.endswith(identifier) for name in names)
 
 
 def test_the_key_of_wandb_is_nowhere_in_the_run(

@@ -20,6 +20,7 @@ from whisper_lightning.cli import main
 from whisper_lightning.data.build import build_shards
 
 UTTERANCES = 26
+FSDP = '{"class_path": "tests.record.CpuFSDP"}'
 
 
 @pytest.fixture(scope="module")
@@ -145,15 +146,15 @@ def test_a_sharded_model(shards: Path, quickstart_run: Path, tmp_path: Path) -> 
     options = [f"--model.checkpoint={best}", "--model.random_weights=false", "--model.learning_rate=1e-3"]
     commands = {run: [*arguments(shards, run, *options), *record(run)] for run in (plain, sharded)}
     assert run_ranks(commands[plain], 2) == [0, 0]
-    assert run_ranks(commands[sharded], 2, strategy="tests.record.CpuFSDP") == [0, 0]
+    assert run_ranks(commands[sharded], 2, strategy=FSDP) == [0, 0]
     metrics = [pd.read_csv(run / "metrics.csv") for run in (plain, sharded)]
     for column in ("train/loss", "train/gradient_norm", "val/loss"):
         expected, ours = (list(table[column].dropna()) for table in metrics)
         assert ours == pytest.approx(expected, rel=1e-3), column
     command = arguments(shards, broken, *options)
-    assert 0 not in run_ranks([*command, *record(broken, "train", 5)], 2, strategy="tests.record.CpuFSDP")
+    assert 0 not in run_ranks([*command, *record(broken, "train", 5)], 2, strategy=FSDP)
     resumed = [*command, *record(broken), "--ckpt_path=last"]
-    assert run_ranks(resumed, 2, strategy="tests.record.CpuFSDP") == [0, 0]
+    assert run_ranks(resumed, 2, strategy=FSDP) == [0, 0]
     assert differences(sharded, broken, 0) + differences(sharded, broken, 1) == []
     one, two = (
         torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for run in (plain, sharded)

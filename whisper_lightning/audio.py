@@ -39,7 +39,7 @@ PLACEHOLDER_BYTES = 0x7FFFF000
 """Programs that write a wav to a pipe leave this or more in place of the length of the sound (sox, FFmpeg)."""
 UNKNOWN_FRAMES = 2**40
 """libsndfile claims this or more for a file whose header does not give a length."""
-AV_FORMATS = "mov,matroska,aac,flac,asf,amr,ac3,eac3,mpegts,flv,avi,wv,ape,tta"
+AV_FORMATS = "mov,matroska,ogg,aac,flac,asf,amr,ac3,eac3,mpegts,flv,avi,wv,ape,tta"
 """What FFmpeg may take a file for: no playlists, which would make it open other files and addresses."""
 REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 """Beginning of a URL or of a command (`pipe:`); one letter and a colon is a drive of Windows."""
