@@ -237,3 +237,11 @@ def test_log_mel_stays_in_float32_under_autocast() -> None:
         ours = log_mel(waveform, mel_filters(80), 100)
     assert ours.dtype == torch.float32
     assert torch.equal(ours, log_mel(waveform, mel_filters(80), 100))
+
+
+def test_opus_that_libsndfile_calls_malformed() -> None:
+    """A clip of a second, as libopus writes it (made by tools/synthesize_corpus.py); FFmpeg reads it."""
+    path = Path(__file__).parent / "data" / "short.opus"
+    with pytest.raises(soundfile.LibsndfileError):
+        soundfile.info(path)
+    assert len(load_audio(path)) == pytest.approx(16_000, abs=400)

@@ -13,6 +13,7 @@ from jsonargparse import ActionConfigFile, Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from whisper_lightning.callbacks.best import KeepBest
@@ -123,6 +124,11 @@ class WhisperCLI(LightningCLI):
             bar = TQDMProgressBar(refresh_rate=config.trainer.log_every_n_steps or 1)
             kwargs["callbacks"] = [*(config.trainer.callbacks or []), bar]
         trainer = super().instantiate_trainer(**kwargs)
+        if self.subcommand == "fit" and config.ckpt_path is not None and isinstance(trainer.strategy, FSDPStrategy):
+            raise UserError(
+                "--ckpt_path: a run with trainer.strategy fsdp is not continued exactly; start anew from its weights "
+                f"with --model.initial_weights {config.ckpt_path} and a new --trainer.default_root_dir"
+            )
         for each in trainer.loggers:
             if trainer.is_global_zero and self.subcommand == "fit":
                 self._dump_config()
