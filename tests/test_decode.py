@@ -10,6 +10,7 @@ from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneratio
 
 from tests.conftest import QUICKSTART, read_rows
 from whisper_lightning.data.shards import ShardIndex
+from whisper_lightning.model import decode
 from whisper_lightning.model.decode import greedy_decode
 from whisper_lightning.model.module import WhisperModule
 
@@ -41,12 +42,17 @@ def test_same_tokens_as_generate(
     assert len({tuple(row) for row in ours}) > 20 or max_tokens == 3
 
 
-def test_rows_that_end_early_change_nothing_in_the_others(module: WhisperModule, features: torch.Tensor) -> None:
+def test_rows_that_end_early_change_nothing_in_the_others(
+    module: WhisperModule, features: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looked for at every token, so that rows leave the batch several times."""
+    monkeypatch.setattr(decode, "TOKENS_BETWEEN_CHECKS", 1)
     with torch.no_grad():
         states = module.whisper.model.encoder(features[:12]).last_hidden_state
     together = greedy_decode(module.whisper, states, module.encoder.prompt, 50)
     alone = [greedy_decode(module.whisper, states[i : i + 1], module.encoder.prompt, 50)[0] for i in range(12)]
     assert together == alone
+    assert len({len(row) for row in together}) > 2
 
 
 def test_pipeline_gives_our_text(quickstart_run: Path) -> None:

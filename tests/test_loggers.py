@@ -1,0 +1,43 @@
+"""metrics.csv: new columns, and a continued run's rows where its checkpoint was."""
+
+import csv
+from pathlib import Path
+
+from whisper_lightning.loggers import MetricsCSV
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_rows_after_the_checkpoint_come_again(tmp_path: Path) -> None:
+    first = MetricsCSV(tmp_path, keep=False)
+    first.log_metrics({"train/loss": 3.0}, step=1)
+    state = first.state_dict()
+    first.log_metrics({"train/loss": 2.0, "val/wer": 90.0}, step=2)
+    first.save()
+    with (tmp_path / "metrics.csv").open("a", encoding="utf-8") as file:
+        file.write("3,1.")  # a kill in the middle of a row
+    continued = MetricsCSV(tmp_path, keep=True)
+    continued.load_state_dict(state)
+    continued.log_metrics({"train/loss": 2.5}, step=2)
+    continued.finalize("success")
+    assert [(row["step"], row["train/loss"]) for row in rows(tmp_path)] == [("1", "3.0"), ("2", "2.5")]
+
+
+def test_a_new_column_leaves_older_rows_as_they_are(tmp_path: Path) -> None:
+    logger = MetricsCSV(tmp_path, keep=False)
+    for step, metrics in enumerate(({"b": 1.0}, {"a": 2.0, "c": 3.0}, {"b": 4.0}), start=1):
+        logger.log_metrics(metrics, step=step)
+        logger.save()
+    assert [row["b"] for row in rows(tmp_path)] == ["1.0", "", "4.0"]
+    assert [row["a"] for row in rows(tmp_path)] == ["", "2.0", ""]
+
+
+def test_a_fresh_run_does_not_go_on_with_old_rows_but_an_evaluation_does(tmp_path: Path) -> None:
+    for keep, expected in ((False, ["1"]), (False, ["2"]), (True, ["2", "3"])):
+        logger = MetricsCSV(tmp_path, keep=keep)
+        logger.log_metrics({"a": 1.0}, step=int(expected[-1]))
+        logger.finalize("success")
+        assert [row["step"] for row in rows(tmp_path)] == expected
