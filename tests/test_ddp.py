@@ -81,6 +81,7 @@ def test_each_utterance_once_per_epoch_and_equal_totals(
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_two_ranks_have_the_gradients_of_one_process(tmp_path: Path) -> None:
     """A global batch of 16 utterances: one batch of 16, or 8 on each of two ranks. A mean of means would differ."""
     corpus = copy_corpus(tmp_path / "corpus", 16)
@@ -128,6 +129,7 @@ def test_two_ranks_stopped_and_continued(name: str, straight: Path, shards: Path
     assert differences(straight, broken, 0) + differences(straight, broken, 1) == []
 
 
+@pytest.mark.slow
 def test_another_number_of_ranks_is_refused(
     straight: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

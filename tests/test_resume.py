@@ -189,6 +189,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(name: str, material: Path, 
     assert differences(straight, broken) == []
 
 
+@pytest.mark.slow
 def test_a_job_requeued_before_its_first_checkpoint_begins_again(material: Path, tmp_path: Path) -> None:
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     interrupt(material, straight, ["--trainer.max_steps=3"], [])
@@ -234,6 +235,7 @@ def test_what_cannot_be_continued_is_refused_by_name(
     assert (finished / "checkpoints" / "last.ckpt").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_finished_run_goes_on_to_more_steps_as_if_it_had_had_them_from_the_start(
     material: Path, tmp_path: Path
 ) -> None:
