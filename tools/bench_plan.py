@@ -26,7 +26,7 @@ import numpy as np
 from whisper_lightning.audio import SAMPLE_RATE_HZ
 from whisper_lightning.data.datamodule import Split
 from whisper_lightning.data.plan import Plan, PlannedBatch, PlanOptions
-from whisper_lightning.data.shards import FORMAT_VERSION, RECORD, ShardIndex
+from whisper_lightning.data.shards import BLOCK_BYTES, FORMAT_VERSION, RECORD, ShardIndex
 
 SHARD_UTTERANCES = 500
 FULL_SAMPLES = 30 * SAMPLE_RATE_HZ
@@ -34,18 +34,22 @@ MIB = 2**20
 
 
 def write_index(folder: Path, num_utterances: int) -> None:
-    """Write an index of utterances of 0.3 to 30 s, 5 s on average, and its shards, empty."""
+    """Write an index of utterances of 0.3 to 30 s, 5 s on average, and its shards, as long as it says but hollow."""
     rng = np.random.default_rng(0)
     seconds = rng.lognormal(np.log(5) - 0.08, 0.4, num_utterances).clip(0.3, 30)
     table = np.zeros(num_utterances, RECORD)
     table["num_samples"] = seconds * SAMPLE_RATE_HZ
-    table["shard"] = np.arange(num_utterances) // SHARD_UTTERANCES
+    table["shard"], place = np.divmod(np.arange(num_utterances), SHARD_UTTERANCES)
+    table["offset"] = BLOCK_BYTES + 4 * BLOCK_BYTES * place  # a header and a block each for the sound and the text
+    table["flac_bytes"] = table["json_bytes"] = BLOCK_BYTES
+    shard_bytes = 4 * BLOCK_BYTES * SHARD_UTTERANCES
     np.save(folder / "index.npy", table)
     names = [f"{number:06d}.tar" for number in range(int(table["shard"][-1]) + 1)]
     for name in names:
-        (folder / name).touch()
-    shards = [{"name": name, "bytes": 0, "sha256": f"{number:064x}"} for number, name in enumerate(names)]
-    info = {"version": FORMAT_VERSION, "shards": shards}
+        with (folder / name).open("wb") as file:
+            file.truncate(shard_bytes)
+    shards = [{"name": name, "bytes": shard_bytes, "sha256": f"{number:064x}"} for number, name in enumerate(names)]
+    info = {"version": FORMAT_VERSION, "num_utterances": num_utterances, "shards": shards}
     (folder / "index.json").write_text(json.dumps(info), encoding="utf-8")
 
 
