@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from tests.conftest import copy_corpus, quick_arguments
+from tests.conftest import copy_corpus, one_error, quick_arguments
 from tests.faulty_server import Faults, serve
 from tests.test_shards import make_corpus
 from whisper_lightning.cli import main
@@ -46,14 +46,6 @@ def cage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="module")
 def few_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy_corpus(tmp_path_factory.mktemp("clips") / "corpus", 4, 2)
-
-
-def one_error(capsys: pytest.CaptureFixture[str]) -> str:
-    error = capsys.readouterr().err
-    lines = [line for line in error.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, error
-    assert "Traceback" not in error
-    return lines[0]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from whisper_lightning.callbacks.best import KeepBest
 from whisper_lightning.callbacks.checkpoint import ExactResume
+from whisper_lightning.callbacks.signals import EXIT_CODES
 from whisper_lightning.callbacks.steps import LogSteps
 from whisper_lightning.callbacks.wer import EvaluateWER
 from whisper_lightning.data.datamodule import SpeechDataModule
@@ -28,8 +29,6 @@ from whisper_lightning.text import language_code
 
 logger = logging.getLogger(__name__)
 
-CTRL_C = 130
-"""Exit code after Ctrl-C: 128 + SIGINT."""
 CONFIG_FOLDERS = [Path(__file__).parent.parent / "configs", Path(__file__).parent / "configs"]
 """Where shipped configurations are: in a checkout, and in an installed package."""
 
@@ -238,10 +237,10 @@ def main(args: list[str] | None = None) -> int:
         logger.info("%s", stop)
         return stop.exit_code
     except KeyboardInterrupt:
-        return CTRL_C
+        return EXIT_CODES["SIGINT"]
     except SystemExit as end:  # Lightning makes one of Ctrl-C
         if isinstance(end.__context__, KeyboardInterrupt):
-            return CTRL_C
+            return EXIT_CODES["SIGINT"]
         raise
     except (UserError, MisconfigurationException) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
