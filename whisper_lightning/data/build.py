@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import islice
 from multiprocessing.synchronize import Event
@@ -93,7 +94,7 @@ def build_shards(
     rows = read_manifest(source, audio_root, columns, require_sentence)
     chunks = iter(lambda: list(islice(rows, rows_per_shard)), [])
     tasks = (_Task(folder, number, chunk, require_sentence, fingerprint) for number, chunk in enumerate(chunks))
-    try:
+    with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         # It must not stand beside shards that it does not describe, should this build be killed.
         (folder / "index.json").unlink(missing_ok=True)
@@ -101,6 +102,14 @@ def build_shards(
             for number in _run(tasks, workers):
                 bar.update(min(rows_per_shard, num_rows - number * rows_per_shard))
         _write_index(folder, num_shards, num_rows, fingerprint, options)
+    return ShardIndex.open(folder)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Say in one line why shards could not be written."""
+    try:
+        yield
     except BrokenProcessPool:
         raise UserError(
             f"{folder}: a process that built shards was killed (out of memory?); start again, finished shards are kept"
@@ -110,7 +119,6 @@ def build_shards(
             f"{folder}: cannot write shards ({error.strerror or error}); finished ones are kept. "
             "Make room or choose a writable folder, then start again"
         ) from None
-    return ShardIndex.open(folder)
 
 
 def _fresh(path: Path) -> Path:
