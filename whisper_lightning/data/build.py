@@ -83,8 +83,7 @@ def build_shards(
         "version": FORMAT_VERSION,
     }
     fingerprint = _fingerprint(source, options)
-    current = _open_current(folder, fingerprint)
-    if current is not None:
+    if (current := _open_current(folder, fingerprint)) is not None:
         return current
     num_rows = sum(1 for _ in read_manifest(source, audio_root, columns, require_sentence))
     if num_rows == 0:
