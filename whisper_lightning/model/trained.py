@@ -1,0 +1,56 @@
+"""Open a model to use it: from a run, a checkpoint file, a folder, or the hub."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig
+
+from whisper_lightning.errors import UserError
+from whisper_lightning.model.module import WhisperModule
+from whisper_lightning.text import Task
+
+
+def open_model(source: str, *, language: str | None = None, task: Task = "transcribe") -> WhisperModule:
+    """Give a module in evaluation mode, on the CPU in float32, with context `full`: as other programs decode.
+
+    Args:
+        source: A run's folder (its `best/` is taken), a checkpoint file of a run (`last.ckpt`), a folder in Hugging
+            Face layout, or a hub name.
+        language: Language that is spoken; by default the one that the model was trained for, else Spanish.
+        task: What the decoder is asked for.
+
+    Raises:
+        UserError: There is no model, or a run that has no best model yet.
+    """
+    path = Path(source)
+    if path.is_file():
+        return _open_checkpoint(path).eval()
+    if (path / "best" / "config.json").is_file():
+        source = str(path / "best")
+    elif (path / "config.yaml").is_file() and not (path / "config.json").is_file():
+        raise UserError(f"{source}: this run has no best model yet; give its checkpoints/last.ckpt, or validate once")
+    if language is None:
+        language = _trained_language(source) or "es"
+    return WhisperModule(checkpoint=source, language=language, task=task, context="full").eval()
+
+
+def _trained_language(source: str) -> str | None:
+    try:
+        language = GenerationConfig.from_pretrained(source).language
+    except (OSError, ValueError):
+        return None  # loading the model will say what is missing
+    return None if language is None else str(language).strip("<|>")
+
+
+def _open_checkpoint(path: Path) -> WhisperModule:
+    """Open a checkpoint file of a run; the model that the run started from gives everything but the weights."""
+    try:
+        hparams = dict(torch.load(path, map_location="cpu", mmap=True, weights_only=True)["hyper_parameters"])
+    except (OSError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"{path} is no checkpoint of a run ({reason}); give a run's folder or its last.ckpt") from None
+    hparams.pop("_instantiator", None)  # LightningCLI's
+    return WhisperModule(**hparams | {"random_weights": True, "initial_weights": str(path), "context": "full"})
