@@ -10,6 +10,7 @@ a space before it.
 import argparse
 import json
 import random
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
@@ -46,8 +47,18 @@ VARIATION = Variation(
     silence_seconds=(0.05, 0.2),
 )
 
-CONTEXT_SECONDS = 4
-MAX_LABEL_TOKENS = 64
+SHAPE = {  # 0.24 million parameters; 4 s of context
+    "num_mel_bins": 80,
+    "d_model": 64,
+    "encoder_layers": 2,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 256,
+    "decoder_ffn_dim": 256,
+    "max_source_positions": 200,
+    "max_target_positions": 64,
+}
 TASKS = ("translate", "transcribe")
 END = "<|endoftext|>"
 SPECIAL_TOKENS = tuple(  # Whisper's own, in Whisper's order: transformers computes the language's id from it
@@ -86,24 +97,25 @@ def make_clips(out: Path, seed: int, num_workers: int) -> None:
         )
 
 
-def make_tokenizer() -> WhisperTokenizer:
-    """Train a byte-level BPE until each word is one token, and put Whisper's special tokens behind it."""
-    words = sorted({word for sentence in SENTENCES for word in sentence.split()})
+def make_tokenizer(words: Sequence[str], max_tokens: int, vocab_size: int = 10_000) -> WhisperTokenizer:
+    """Train a byte-level BPE, by default until each word is one token, and put Whisper's special tokens behind it."""
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=10_000, min_frequency=1, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, min_frequency=1, initial_alphabet=alphabet, show_progress=False
+    )
     trained.train_from_iterator([form for word in words for form in (word, f" {word}")], trainer)
     bpe = json.loads(trained.to_str())["model"]
     vocabulary = {**bpe["vocab"], END: len(bpe["vocab"])}
     merges = [tuple(merge) for merge in bpe["merges"]]
-    tokenizer = WhisperTokenizer(vocab=vocabulary, merges=merges, pad_token=END, model_max_length=MAX_LABEL_TOKENS)
+    tokenizer = WhisperTokenizer(vocab=vocabulary, merges=merges, pad_token=END, model_max_length=max_tokens)
     tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS[1:])})
     return tokenizer
 
 
-def make_configs(tokenizer: WhisperTokenizer) -> tuple[WhisperConfig, GenerationConfig]:
-    """Make the tiny model's configuration (0.24 million parameters) and how it decodes: Spanish, without timestamps."""
+def make_configs(tokenizer: WhisperTokenizer, **shape: int) -> tuple[WhisperConfig, GenerationConfig]:
+    """Make a model's configuration from its shape, and how it decodes: Spanish, without timestamps."""
     end, start = tokenizer.convert_tokens_to_ids([END, "<|startoftranscript|>"])
     ids = {
         "bos_token_id": end,
@@ -113,21 +125,7 @@ def make_configs(tokenizer: WhisperTokenizer) -> tuple[WhisperConfig, Generation
         "begin_suppress_tokens": [tokenizer.convert_tokens_to_ids("Ġ"), end],
         "suppress_tokens": [],
     }
-    config = WhisperConfig(
-        vocab_size=len(tokenizer),
-        num_mel_bins=80,
-        d_model=64,
-        encoder_layers=2,
-        decoder_layers=1,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=256,
-        decoder_ffn_dim=256,
-        max_source_positions=CONTEXT_SECONDS * 50,
-        max_target_positions=MAX_LABEL_TOKENS,
-        architectures=["WhisperForConditionalGeneration"],
-        **ids,
-    )
+    config = WhisperConfig(**{**shape, **ids}, architectures=["WhisperForConditionalGeneration"])
     generation_config = GenerationConfig(
         is_multilingual=True,
         language="<|es|>",
@@ -136,16 +134,16 @@ def make_configs(tokenizer: WhisperTokenizer) -> tuple[WhisperConfig, Generation
         task_to_id={task: tokenizer.convert_tokens_to_ids(f"<|{task}|>") for task in TASKS},
         no_timestamps_token_id=tokenizer.convert_tokens_to_ids("<|notimestamps|>"),
         return_timestamps=False,
-        max_length=MAX_LABEL_TOKENS,
+        max_length=config.max_target_positions,
         **ids,
     )
     return config, generation_config
 
 
-def make_model(folder: Path) -> None:
-    """Write the model's folder as Hugging Face lays it out, but for the weights."""
-    tokenizer = make_tokenizer()
-    for part in (tokenizer, *make_configs(tokenizer), WhisperFeatureExtractor(chunk_length=CONTEXT_SECONDS)):
+def make_model(folder: Path, tokenizer: WhisperTokenizer, **shape: int) -> None:
+    """Write a model's folder as Hugging Face lays it out, but for the weights."""
+    context_seconds = shape["max_source_positions"] // 50
+    for part in (tokenizer, *make_configs(tokenizer, **shape), WhisperFeatureExtractor(chunk_length=context_seconds)):
         part.save_pretrained(folder)
 
 
@@ -156,7 +154,9 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="another seed, other clips and another split")
     parser.add_argument("--num_workers", type=int, default=1, help="processes; the result does not depend on it")
     given = parser.parse_args(args)
-    make_model(given.out / "model")
+    words = sorted({word for sentence in SENTENCES for word in sentence.split()})
+    tokenizer = make_tokenizer(words, SHAPE["max_target_positions"])
+    make_model(given.out / "model", tokenizer, **SHAPE, vocab_size=len(tokenizer))
     make_clips(given.out, given.seed, given.num_workers)
     print(f"wrote {given.out}")
 
