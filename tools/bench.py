@@ -181,21 +181,28 @@ def table(size: str, results: list[Result], job: Job, seconds_per_utterance: flo
         )
 
     shares = [flops / per_utterance(each.stages["step"]) / rate for each in results]
+    utterances, tested = (recipe.stages[name][0].utterances for name in ("prepare", "evaluate"))
     return [
         f"| **{size}**, {'bf16' if job.bf16 else 'fp32'} | {' | '.join(each.name for each in results)} |",
         "|---" * (len(results) + 1) + "|",
         timed("preparation, s per utterance", "prepare"),
-        counted("data on disk, kB per utterance", [each.data_bytes / 1000 / each.stages["prepare"][0].utterances for each in results]),
+        counted("data on disk, kB per utterance", [each.data_bytes / 1000 / utterances for each in results]),
         counted("peak memory in preparation, MiB", [each.peak_mib("prepare") for each in results]),
         timed("training step, s per utterance seen", "step"),
-        f"| share of the machine's matrix rate on the true audio | {' | '.join(f'{share:.0%}' for share in shares)} |",
+        f"| share of the matrix rate, on the true audio | {' | '.join(f'{share:.0%}' for share in shares)} |",
         counted("peak memory in training, MiB", [each.peak_mib("step") for each in results]),
         timed("evaluation with loss, s per utterance", "evaluate"),
         counted("checkpoints of the run, MB", [each.checkpoint_bytes / 1e6 for each in results]),
         saved(),
-        counted(f"whole job of {job.max_steps} steps and {evaluations} evaluations, s", [each.seconds for each in results]),
-        counted("the same with 100 steps and 4 evaluations, put together from the stages, s", [each.whole_job(100, 4) for each in results]),
-    ]  # fmt: skip
+        counted(
+            f"whole job, {job.max_steps} steps and {evaluations} evaluations of {tested} utterances, s",
+            [each.seconds for each in results],
+        ),
+        counted(
+            "the same with 100 steps and 4 evaluations, added up from the stages above, s",
+            [each.whole_job(100, 4) for each in results],
+        ),
+    ]
 
 
 def main(args: list[str] | None = None) -> int:
@@ -222,7 +229,8 @@ def main(args: list[str] | None = None) -> int:
         f"{given.num_train} + {given.num_test} utterances, mean {mean_seconds:.1f} s; {platform.processor()}, torch "
         f"{torch.__version__}, {torch.get_num_threads()} threads"
     )
-    print("matrix products: " + ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in rates.items()))  # fmt: skip
+    for name, rate in rates.items():
+        print(f"matrix products in {name}: {rate / 1e9:.0f} GFLOP/s")
     for size in given.sizes:
         make_weights(given.out / size, size)
         for precision in given.precision:

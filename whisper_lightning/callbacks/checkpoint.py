@@ -24,7 +24,7 @@ from whisper_lightning.errors import Interrupted, UserError
 
 logger = logging.getLogger(__name__)
 
-FREE_OPTIONS = {"max_steps", "max_tokens", "activation_checkpointing", "initial_weights", "_instantiator"}
+FREE_OPTIONS = {"max_steps", "max_tokens", "initial_weights", "_instantiator"}
 """Options of the model that a continued run may change: they take effect, and leave what is restored as it is."""
 
 

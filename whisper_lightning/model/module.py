@@ -13,11 +13,19 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from whisper_lightning.audio import HOP_LENGTH, log_mel, mask_log_mel, mel_filters
+from whisper_lightning.audio import HOP_LENGTH, SAMPLE_RATE_HZ, log_mel, mask_log_mel, mel_filters
 from whisper_lightning.errors import UserError
+from whisper_lightning.model.cost import rows_at_once
 from whisper_lightning.model.decode import greedy_decode
 from whisper_lightning.model.optim import Schedule, learning_rate_factor, parameter_groups
-from whisper_lightning.model.whisper import VariableLengthWhisper, label_loss, load_whisper, save_whisper
+from whisper_lightning.model.whisper import (
+    VariableLengthWhisper,
+    decoder_states,
+    label_loss,
+    load_whisper,
+    save_whisper,
+    training_states,
+)
 from whisper_lightning.text import LabelEncoder, Task, load_processor
 
 GRADIENT_SCALE = 1 / 256
@@ -65,7 +73,8 @@ class WhisperModule(LightningModule):
         max_steps: Optimizer steps of the run; linked to trainer.max_steps.
         schedule: Learning rate after the warm-up.
         weight_decay: AdamW's decay, on matrices only.
-        activation_checkpointing: Recompute activations in the backward pass (non-reentrant): less memory, more work.
+        activation_seconds: Padded seconds of audio whose activations are kept at once. A longer batch goes through the
+            model in parts that are computed again in the backward pass: the same gradients, bounded memory.
         max_tokens: Longest decoded transcript, in tokens.
         spec_augment: Mask stretches of time and bands of frequency in training (Park et al. 2019).
     """
@@ -83,13 +92,14 @@ class WhisperModule(LightningModule):
         max_steps: int = 100,
         schedule: Schedule = "linear",
         weight_decay: float = 0.01,
-        activation_checkpointing: bool = False,
+        activation_seconds: float = 120.0,
         max_tokens: int = 225,
         spec_augment: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.context = context
+        self.activation_seconds = activation_seconds
         self.spec_augment = spec_augment
         self.max_tokens = max_tokens
         self.processor = load_processor(checkpoint)
@@ -99,8 +109,6 @@ class WhisperModule(LightningModule):
         )
         if initial_weights is not None:
             self._take_weights(Path(initial_weights))
-        if activation_checkpointing:
-            self.whisper.activation_checkpointing_enable({"use_reentrant": False})
         self.full_frames: int = 2 * self.whisper.config.max_source_positions
         self.register_buffer("filters", mel_filters(self.whisper.config.num_mel_bins), persistent=False)
         self._group_sums: list[torch.Tensor] = []
@@ -118,8 +126,9 @@ class WhisperModule(LightningModule):
         features = self.log_mel(batch.waveforms)  # (B, F, T)
         if self.spec_augment:
             features = mask_log_mel(features)
-        states = self.whisper.model.encoder(features).last_hidden_state  # (B, S, D)
-        loss_sum = label_loss(self.whisper, states, batch.decoder_input_ids, batch.label_positions, batch.label_tokens)
+        rows = rows_at_once(len(features), batch.waveforms.shape[1] / SAMPLE_RATE_HZ, self.activation_seconds)
+        states = training_states(self.whisper, features, batch.decoder_input_ids, rows)  # (B, L, D)
+        loss_sum = label_loss(self.whisper, states, batch.label_positions, batch.label_tokens)
         self._group_sums.append(loss_sum.detach())
         self._group_tokens += len(batch.label_tokens)
         self._unchecked.append((batch.keys, loss_sum.detach()))
@@ -179,9 +188,10 @@ class WhisperModule(LightningModule):
 
     def validation_step(self, batch: SpeechBatch, batch_idx: int) -> Decoded:  # type: ignore[override]
         """Encode once; take loss and transcripts from the same states."""
-        states = self.whisper.model.encoder(self.log_mel(batch.waveforms)).last_hidden_state
-        loss_sum = label_loss(self.whisper, states, batch.decoder_input_ids, batch.label_positions, batch.label_tokens)
-        tokens = greedy_decode(self.whisper, states, self.encoder.prompt, self.max_tokens)
+        encoder_states = self.whisper.model.encoder(self.log_mel(batch.waveforms)).last_hidden_state  # (B, S, D)
+        states = decoder_states(self.whisper, encoder_states, batch.decoder_input_ids)
+        loss_sum = label_loss(self.whisper, states, batch.label_positions, batch.label_tokens)
+        tokens = greedy_decode(self.whisper, encoder_states, self.encoder.prompt, self.max_tokens)
         return Decoded([self.encoder.decode(row) for row in tokens], loss_sum, len(batch.label_tokens))
 
     test_step = validation_step  # type: ignore[assignment]
@@ -193,11 +203,11 @@ class WhisperModule(LightningModule):
         return log_mel(waveforms, filters, waveforms.shape[1] // HOP_LENGTH, self.full_frames)
 
     def configure_optimizers(self) -> Any:
-        """AdamW (fused on a GPU) with a learning rate that is a function of the step."""
+        """Fused AdamW with a learning rate that is a function of the step."""
         hparams = self.hparams
         groups = parameter_groups(self.named_parameters(), hparams["weight_decay"])
         # With float16 a fused AdamW would unscale inside, after our division and clipping.
-        fused = self.device.type == "cuda" and self.trainer.precision != "16-mixed"
+        fused = self.trainer.precision != "16-mixed"
         optimizer = AdamW(groups, lr=hparams["learning_rate"], fused=fused)
         factor = partial(
             learning_rate_factor,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
@@ -77,10 +79,60 @@ def load_whisper(checkpoint: str, *, random_weights: bool, language: str, task: 
     return whisper
 
 
+def decoder_states(
+    whisper: WhisperForConditionalGeneration, encoder_states: torch.Tensor, decoder_input_ids: torch.Tensor
+) -> torch.Tensor:
+    """Run the decoder over whole transcripts.
+
+    Args:
+        whisper: The model.
+        encoder_states: `(B, S, D)`.
+        decoder_input_ids: `(B, L)`, padded on the right with any token.
+
+    Returns:
+        `(B, L, D)`.
+    """
+    # Without a cache transformers looks for packed sequences in the position ids, and each look waits for the device.
+    empty = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    states = whisper.model.decoder(
+        input_ids=decoder_input_ids, encoder_hidden_states=encoder_states, past_key_values=empty, use_cache=False
+    )
+    return cast("torch.Tensor", states.last_hidden_state)
+
+
+def training_states(
+    whisper: WhisperForConditionalGeneration,
+    features: torch.Tensor,
+    decoder_input_ids: torch.Tensor,
+    rows_at_once: int,
+) -> torch.Tensor:
+    """Run encoder and decoder over a batch, and keep the activations of a limited number of utterances only.
+
+    Utterances do not depend on one another. So a batch that is too long for the memory goes through the model in
+    parts, and the backward pass computes each part's activations again before it uses them.
+
+    Args:
+        whisper: The model.
+        features: `(B, F, T)`.
+        decoder_input_ids: `(B, L)`.
+        rows_at_once: Utterances whose activations are kept at once; B keeps them all and computes nothing twice.
+
+    Returns:
+        `(B, L, D)`.
+    """
+
+    def states(features: torch.Tensor, decoder_input_ids: torch.Tensor) -> torch.Tensor:
+        return decoder_states(whisper, whisper.model.encoder(features).last_hidden_state, decoder_input_ids)
+
+    if rows_at_once >= len(features):
+        return states(features, decoder_input_ids)
+    parts = zip(torch.split(features, rows_at_once), torch.split(decoder_input_ids, rows_at_once), strict=True)
+    return torch.cat([checkpoint(states, *part, use_reentrant=False) for part in parts])
+
+
 def label_loss(
     whisper: WhisperForConditionalGeneration,
-    encoder_states: torch.Tensor,
-    decoder_input_ids: torch.Tensor,
+    states: torch.Tensor,
     label_positions: torch.Tensor,
     label_tokens: torch.Tensor,
 ) -> torch.Tensor:
@@ -90,25 +142,25 @@ def label_loss(
 
     Args:
         whisper: The model.
-        encoder_states: `(B, S, D)`.
-        decoder_input_ids: `(B, L)`, padded on the right with any token.
+        states: The decoder's, `(B, L, D)`.
         label_positions: `(K,)` positions in the flattened `(B * L)` decoder states.
         label_tokens: `(K,)` tokens expected there.
 
     Returns:
         The sum, a scalar. Divide it by the number of tokens of everything that is averaged together.
     """
-    decoder = whisper.model.decoder
-    states = decoder(input_ids=decoder_input_ids, encoder_hidden_states=encoder_states, use_cache=False)
-    counted = states.last_hidden_state.flatten(0, 1).index_select(0, label_positions)
+    counted = states.flatten(0, 1).index_select(0, label_positions)
     return F.cross_entropy(whisper.proj_out(counted), label_tokens, reduction="sum")
 
 
 def save_whisper(
     whisper: WhisperForConditionalGeneration, processor: Any, folder: Path, weights: dict[str, torch.Tensor]
 ) -> None:
-    """Write a Hugging Face folder that `WhisperForConditionalGeneration.from_pretrained` and `pipeline` load."""
-    whisper.save_pretrained(folder, state_dict=weights)
+    """Write a Hugging Face folder that `WhisperForConditionalGeneration.from_pretrained` and `pipeline` load.
+
+    The file holds float16, as OpenAI published Whisper; `config.json` says float32, and so they are loaded.
+    """
+    whisper.save_pretrained(folder, state_dict={name: tensor.half() for name, tensor in weights.items()})
     processor.save_pretrained(folder)
     # transformers 5 leaves this file out, and other clients look for it.
     processor.feature_extractor.save_pretrained(folder)

@@ -1,0 +1,111 @@
+"""Check the memory function against the peak of real training steps, and print what each Whisper needs.
+
+Each measurement has a process of its own: two steps of AdamW on random weights and noise. On a CPU the peak is that of
+the process above what it had before the model was made (Linux); on a GPU, what torch allocated.
+
+    python tools/bench_memory.py --sizes tiny base
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import multiprocessing
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import torch
+from bench import SHAPES
+from transformers import WhisperConfig
+
+from whisper_lightning.model.cost import num_parameters, rows_at_once, training_memory_bytes
+from whisper_lightning.model.optim import parameter_groups
+from whisper_lightning.model.whisper import VariableLengthWhisper, label_loss, training_states
+
+MIB, GIB = 2**20, 2**30
+NUM_TOKENS = 27
+LARGER = {
+    "medium": {**SHAPES["small"], "d_model": 1024, "encoder_layers": 24, "decoder_layers": 24}
+    | {"encoder_ffn_dim": 4096, "decoder_ffn_dim": 4096},
+    "large-v3-turbo": {**SHAPES["small"], "d_model": 1280, "encoder_layers": 32, "decoder_layers": 4}
+    | {"encoder_ffn_dim": 5120, "decoder_ffn_dim": 5120, "num_mel_bins": 128, "vocab_size": 51_866},
+}
+LENGTHS = [(5.0, math.inf), (30.0, math.inf), (30.0, 120.0)]
+"""Padded seconds of each utterance, and the limit on activations."""
+
+
+def peak_bytes(size: str, batch_size: int, seconds: float, activation_seconds: float, mixed: bool) -> float:
+    """Take two steps and give the most memory that they needed."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    before = 0 if device.type == "cuda" else _resident_bytes("VmRSS")
+    whisper = VariableLengthWhisper(WhisperConfig(**SHAPES[size])).to(device).train()
+    optimizer = torch.optim.AdamW(parameter_groups(whisper.named_parameters(), 0.01), lr=1e-5, fused=True)
+    features = torch.randn(batch_size, whisper.config.num_mel_bins, int(100 * seconds), device=device)
+    tokens = torch.randint(0, 400, (batch_size, NUM_TOKENS), device=device)
+    positions = torch.arange(tokens.numel(), device=device)
+    rows = rows_at_once(batch_size, seconds, activation_seconds)
+    for _ in range(2):
+        with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
+            loss = label_loss(whisper, training_states(whisper, features, tokens, rows), positions, tokens.flatten())
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+    return torch.cuda.max_memory_allocated() if device.type == "cuda" else _resident_bytes("VmHWM") - before
+
+
+def _resident_bytes(field: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def main(args: list[str] | None = None) -> int:
+    """Measure, compare, and tabulate what cannot be measured here."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="*", choices=SHAPES, default=["tiny", "base"], help="to measure")
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--mixed", action="store_true", help="bf16 autocast")
+    given = parser.parse_args(args)
+    print(
+        f"| {'bf16' if given.mixed else 'fp32'}, batch of {given.batch_size} | measured, MiB | function, MiB | error |"
+    )
+    print("|---|---|---|---|")
+    for size in given.sizes:
+        for seconds, limit in LENGTHS:
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                measured = pool.submit(peak_bytes, size, given.batch_size, seconds, limit, given.mixed).result()
+            expected = training_memory_bytes(
+                WhisperConfig(**SHAPES[size]),
+                batch_size=given.batch_size,
+                seconds=seconds,
+                num_tokens=NUM_TOKENS,
+                mixed=given.mixed,
+                activation_seconds=limit,
+            )
+            name = f"{size}, {seconds:g} s each" + ("" if limit == math.inf else f", activation_seconds {limit:g}")
+            error = expected / measured - 1
+            print(f"| {name} | {measured / MIB:,.0f} | {expected / MIB:,.0f} | {error:+.0%} |", flush=True)
+    print(f"\n| bf16-mixed, batch of {given.batch_size}, estimated, GiB | parameters, M |", end="")
+    print(
+        " | ".join(f" {s:g} s{'' if limit == math.inf else f', in parts of {limit:g} s'}" for s, limit in LENGTHS), "|"
+    )
+    print("|---" * (len(LENGTHS) + 2) + "|")
+    for size, shape in {**SHAPES, **LARGER}.items():
+        config = WhisperConfig(**shape)
+        cells = [
+            training_memory_bytes(
+                config,
+                batch_size=given.batch_size,
+                seconds=seconds,
+                num_tokens=NUM_TOKENS,
+                mixed=True,
+                activation_seconds=limit,
+            )
+            for seconds, limit in LENGTHS
+        ]
+        print(f"| {size} | {num_parameters(config) / 1e6:.0f} |", " | ".join(f"{c / GIB:.1f}" for c in cells), "|")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
