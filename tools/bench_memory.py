@@ -1,7 +1,8 @@
 """Check the memory function against the peak of real training steps, and print what each Whisper needs.
 
 Each measurement has a process of its own: two steps of AdamW on random weights and noise. On a CPU the peak is that of
-the process above what it had before the model was made (Linux); on a GPU, what torch allocated.
+the process above what it had before the model was made (Linux), with the C library told to give large blocks back when
+they are freed, because it would keep several times as much; on a GPU, what torch allocated.
 
     python tools/bench_memory.py --sizes tiny base
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import multiprocessing
+import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -66,6 +68,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--mixed", action="store_true", help="bf16 autocast")
     given = parser.parse_args(args)
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(MIB)  # for the processes that are started
     print(
         f"| {'bf16' if given.mixed else 'fp32'}, batch of {given.batch_size} | measured, MiB | function, MiB | error |"
     )
