@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
@@ -189,6 +190,10 @@ def test_saved_generation_config(tmp_path: Path) -> None:
     module = make_module(language="Spanish")
     module.save_pretrained(tmp_path)
     loaded = WhisperForConditionalGeneration.from_pretrained(tmp_path)
+    assert {weight.dtype for weight in load_file(tmp_path / "model.safetensors").values()} == {torch.float16}
+    assert loaded.dtype == torch.float32  # a CPU is very slow in float16
+    for mine, theirs in zip(module.whisper.parameters(), loaded.parameters(), strict=True):
+        assert torch.equal(mine.half().float(), theirs)
     assert loaded.config.architectures == ["WhisperForConditionalGeneration"]
     generation = loaded.generation_config
     assert (generation.language, generation.task) == ("es", "transcribe")

@@ -82,7 +82,7 @@ def _play(program: str, job: Job, connection: Connection, log: Path) -> None:
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)
     turns = Turns(connection)
-    module, _, function = program.partition(".")
+    module, _, function = program.rpartition(".")
     getattr(importlib.import_module(module), function)(turns, job)
 
 

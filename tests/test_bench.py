@@ -1,0 +1,99 @@
+"""The benchmark against the usual recipe: that it compares like with like."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+TOOLS = Path(__file__).parent.parent / "tools"
+ROUNDS = 3
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    pytest.importorskip("datasets")
+    pytest.importorskip("espeakng_loader")
+    monkeypatch.syspath_prepend(TOOLS)
+    return importlib.import_module("bench")
+
+
+def work(turns: Any, job: Any) -> None:
+    """A program of some stages, which writes down when it works; half of them hold 64 MiB."""
+    for number in range(ROUNDS):
+        begin = time.monotonic()
+        held = b"x" * (64 * 2**20) if number % 2 else b""
+        time.sleep(0.3)
+        with job.open("a", encoding="utf-8") as file:
+            file.write(f"{job.stem} {begin} {time.monotonic()}\n")
+        turns.done(f"stage {number}", utterances=4)
+        del held
+
+
+def fail(turns: Any, job: Any) -> None:
+    turns.done("stage 0")
+    raise ValueError("no such thing")
+
+
+def test_only_one_program_works_at_a_time(bench: ModuleType, tmp_path: Path) -> None:
+    programs = [bench.Program(name, tmp_path / f"{name}.log") for name in ("one", "two")]
+    for program in programs:
+        program.start("tests.test_bench.work", tmp_path / f"{program.name}.txt")
+    bench.take_turns(programs, lambda: None)
+    spans = [
+        tuple(map(float, line.split()[1:]))
+        for program in programs
+        for line in (tmp_path / f"{program.name}.txt").read_text(encoding="utf-8").splitlines()
+    ]
+    assert len(spans) == 2 * ROUNDS
+    assert all(end <= begin for (_, end), (begin, _) in zip(sorted(spans), sorted(spans)[1:], strict=False))
+    for program in programs:
+        assert [stage.name for stage in program.stages] == [f"stage {number}" for number in range(ROUNDS)]
+        assert all(0.3 <= stage.seconds < 5 and stage.utterances == 4 for stage in program.stages)
+        lean, holding, _ = (stage.peak_mib for stage in program.stages)
+        assert 55 < holding - lean < 80
+
+
+def test_a_program_that_fails_names_its_log_and_ends_the_others(bench: ModuleType, tmp_path: Path) -> None:
+    programs = [bench.Program(name, tmp_path / f"{name}.log") for name in ("works", "fails")]
+    for program, function in zip(programs, ("work", "fail"), strict=True):
+        program.start(f"tests.test_bench.{function}", tmp_path / f"{program.name}.txt")
+    with pytest.raises(RuntimeError, match=r"fails failed; see .*fails\.log"):
+        bench.take_turns(programs, lambda: None)
+    assert "no such thing" in (tmp_path / "fails.log").read_text(encoding="utf-8")
+    assert not any(program._process.is_alive() for program in programs)
+
+
+def test_ratios_are_per_utterance(bench: ModuleType) -> None:
+    """Twice the utterances in half the time is four times as fast, however they fall into batches."""
+    theirs = [bench.Stage("step", 8.0, 16, 0.0)] * 3
+    ours = [bench.Stage("step", 2.0, 8, 0.0), bench.Stage("step", 4.0, 16, 0.0), bench.Stage("step", 4.0, 16, 0.0)]
+    assert bench.ratio(theirs, ours) == "2.0× (2.0 to 2.0)"
+    assert bench.ratio(theirs[:1], ours[:1]) == "2.0×"
+
+
+@pytest.mark.slow
+def test_the_whole_comparison_on_a_small_model(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both sides run to the end; what does not depend on the machine's speed is as promised."""
+    small = {"d_model": 64, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 256, "decoder_ffn_dim": 256}
+    heads = {"encoder_attention_heads": 1, "decoder_attention_heads": 1}
+    monkeypatch.setitem(bench.SHAPES, "small", bench.COMMON | small | heads)
+    steps = ["--max_steps=4", "--evaluations=4", "--num_train=32", "--num_test=4", "--full_share=0"]
+    assert bench.main([f"--out={tmp_path}", "--sizes=small", *steps]) == 0
+    table = capsys.readouterr().out
+    ratios = {
+        name: float(value)
+        for name, value in re.findall(r"^\| ([^|]+?) \| [^|]+ \| [^|]+\*\*([\d.]+)×", table, re.MULTILINE)
+    }
+    assert len(ratios) == 10, table
+    assert ratios["data on disk, kB per utterance"] >= 9
+    assert ratios["checkpoints of the run, MB"] >= 3.3
+    assert ratios["training step, s per utterance seen"] > 1
+    assert ratios["evaluation with loss, s per utterance"] > 1
