@@ -111,7 +111,7 @@ class SpeechDataModule(LightningDataModule):
         audio_root: str | None = None,
         columns: list[str] | None = None,
         batch_size: int = 16,
-        eval_batch_size: int = 16,
+        eval_batch_size: int = 32,
         max_batch_seconds: float | None = None,
         full_share: float = 0.15,
         augment: bool = False,
