@@ -15,6 +15,7 @@ MAY_IMPORT = {
     "data": {"errors", "audio", "text", "data"},
     "model": {"errors", "audio", "text", "model"},
     "callbacks": {"errors", "model", "metrics", "text", "callbacks"},
+    "export": {"errors", "audio", "text", "metrics", "model", "export"},
     "cli": {"errors", "loggers", "data", "model", "callbacks", "text"},
     "__main__": {"cli"},
     "__init__": set[str](),

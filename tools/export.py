@@ -1,0 +1,128 @@
+"""Write a model for other programs, and have each of them read it and transcribe the same clips.
+
+python tools/export.py runs/quickstart exported --formats hf,ct2
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from whisper_lightning.audio import AudioError, load_audio
+from whisper_lightning.data.manifest import read_manifest
+from whisper_lightning.data.shards import ShardIndex
+from whisper_lightning.errors import UserError
+from whisper_lightning.export.card import Run, model_card, read_run
+from whisper_lightning.export.check import FORMATS, Check, Clip, check_request, export
+from whisper_lightning.model.trained import open_model
+
+NUM_SHOWN = 10
+"""Differing clips that are shown of each format."""
+
+
+def main(args: list[str] | None = None) -> int:
+    """Export and check; 1 when a client hears something else than we do, 2 after a user's mistake."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="run folder (its best model), last.ckpt, Hugging Face folder, or hub name")
+    parser.add_argument("out", type=Path, help="folder that the exports go to")
+    parser.add_argument("--formats", default="hf", help=f"some of {','.join(FORMATS)}")
+    parser.add_argument("--precision", choices=["fp32", "fp16"], default="fp32", help="of hf and openai; ggml is fp16")
+    parser.add_argument("--quantization", choices=["int8", "float16", "float32"], default="float16", help="of ct2")
+    parser.add_argument("--data", type=Path, help="CSV of clips to compare on; the run's own test data by default")
+    parser.add_argument("--num_clips", type=int, default=100, help="at most so many of them")
+    parser.add_argument("--language", help="language, where the model does not say")
+    parser.add_argument("--name", help="what the model card calls the model; by default as its folder")
+    options = parser.parse_args(args)
+    formats = list(dict.fromkeys(options.formats.split(",")))
+    try:
+        module = open_model(options.model, language=options.language)
+        check_request(module, options.out, formats)
+        run = read_run(options.model)
+        clips = read_clips(_test_data(options.data, run), options.num_clips, module.full_frames / 100)
+        checks = export(
+            module, options.out, formats, clips, precision=options.precision, quantization=options.quantization
+        )
+        if "hf" in formats:
+            name = options.name or Path(options.model).resolve().name
+            card = model_card(name, module, options.model, run, *_training_data(run))
+            (options.out / FORMATS["hf"] / "README.md").write_text(card, encoding="utf-8", newline="\n")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return report(checks)
+
+
+def _test_data(given: Path | None, run: Run | None) -> Path:
+    if given is not None:
+        return given
+    if run is None:
+        raise UserError("this model is no run's, so its test data are not known; give --data test.csv")
+    return Path(str(run.config["data"]["test"] or run.config["data"]["val"]))
+
+
+def read_clips(csv: Path, num_clips: int, max_seconds: float) -> list[Clip]:
+    """Read the first clips of a CSV that can be used; say which could not.
+
+    Raises:
+        UserError: There is no such CSV, or no clip in it that can be read.
+    """
+    if not csv.is_file():
+        raise UserError(f"--data: there is no CSV {str(csv)!r}; give one of clips to compare on")
+    clips: list[Clip] = []
+    for row in read_manifest(csv, require_sentence=False):
+        if len(clips) == num_clips:
+            break
+        try:
+            if row.problem:
+                raise AudioError("unreadable", row.problem)
+            clips.append(Clip(row.audio, load_audio(Path(row.path), max_seconds)))
+        except AudioError as error:
+            print(f"{csv} row {row.row}: {row.audio}: {error.reason} ({error})", file=sys.stderr)
+    if not clips:
+        raise UserError(f"--data: no clip of {csv} can be read; give another CSV")
+    return clips
+
+
+def _training_data(run: Run | None) -> tuple[float | None, int | None]:
+    """Give hours and utterances of the training data, where its shards are still at hand."""
+    if run is None:
+        return None, None
+    path = Path(str(run.config["data"]["train"]))
+    folder = path if path.is_dir() else path.with_name(f"{path.stem}.shards")
+    try:
+        index = ShardIndex.open(folder)
+    except (UserError, OSError):
+        return None, None
+    return index.info["total_seconds"] / 3600, len(index)
+
+
+def report(checks: list[Check]) -> int:
+    """Show differences and the table; give the exit code."""
+    console = Console(soft_wrap=True, markup=False, highlight=False)
+    for check in checks:
+        for name, ours, theirs in check.differences[:NUM_SHOWN]:
+            console.print(f"{check.format}, {name}\n  ours:  {ours}\n  {check.client}: {theirs}")
+        if len(check.differences) > NUM_SHOWN:
+            console.print(f"{check.format}: {len(check.differences) - NUM_SHOWN} more clips differ")
+    table = Table()
+    for column in ("format", "client", "MiB", "s per s of audio", "same text", "WER to ours", "", "path"):
+        table.add_column(column, overflow="fold")
+    for check in checks:
+        same = f"{check.num_clips - len(check.differences)}/{check.num_clips}"
+        verdict = "agrees" if check.agrees else "DIFFERS"
+        speed = f"{check.seconds_per_second:.3f}"
+        row = (f"{check.size_mib:.1f}", speed, same, f"{check.edits.percent:.2f} %", verdict, str(check.path))
+        table.add_row(check.format, check.client, *row)
+    Console().print(table, markup=False)
+    bad = [check.format for check in checks if not check.agrees]
+    if bad:
+        print(f"error: {', '.join(bad)}: the client's text is not ours, beyond what rounding explains", file=sys.stderr)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+"""Write exports, have each one's own program read it, and compare what it hears with our decode."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from whisper_lightning.audio import SAMPLE_RATE_HZ
+from whisper_lightning.errors import UserError
+from whisper_lightning.export import ct2, ggml, hf, openai
+from whisper_lightning.export.ct2 import Quantization
+from whisper_lightning.export.decoding import Client, Decoding, decode
+from whisper_lightning.export.hardwired import refuse_other
+from whisper_lightning.export.hf import Precision
+from whisper_lightning.metrics import EditCounts, word_edits
+from whisper_lightning.model.module import WhisperModule
+
+FORMATS = {"hf": "hf", "ct2": "ct2", "ggml": "ggml-model.bin", "openai": "openai.pt"}
+"""The formats, and what each is called in the output folder."""
+PACKAGES = {
+    "hf": ("whisper",),
+    "ct2": ("whisper", "ctranslate2", "faster_whisper"),
+    "ggml": ("whisper", "pywhispercpp"),
+    "openai": ("whisper",),
+}
+INT8_PERCENT = 1.0
+"""Word errors against our decode that rounding to eight bits may cost; the other formats may cost none."""
+
+
+class Clip(NamedTuple):
+    """An utterance to compare on: a name that people find it by, and `(N,)` at 16 kHz."""
+
+    name: str
+    waveform: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Check:
+    """How one export was read by its own program.
+
+    Attributes:
+        format: Name and precision.
+        client: The program.
+        path: The export.
+        size_mib: Of all its files.
+        seconds_per_second: Seconds of computing per second of audio, without loading the model.
+        edits: Words of the client's texts against ours.
+        tolerated_percent: Word errors that are no failure.
+        differences: Clip, our text, the client's; of all clips that differ.
+        num_clips: Clips compared.
+    """
+
+    format: str
+    client: str
+    path: Path
+    size_mib: float
+    seconds_per_second: float
+    edits: EditCounts
+    tolerated_percent: float
+    differences: list[tuple[str, str, str]]
+    num_clips: int
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the client hears what we do, but for what the format's rounding may cost."""
+        return not self.differences if self.tolerated_percent == 0 else self.edits.percent <= self.tolerated_percent
+
+
+def check_request(module: WhisperModule, folder: Path, formats: Sequence[str]) -> None:
+    """Refuse what cannot be written, before anything is.
+
+    Raises:
+        UserError: An unknown format, an absent package, a model that the format's client would misread, a used place.
+    """
+    for name in formats:
+        if name not in FORMATS:
+            raise UserError(f"--formats: there is no format {name!r}; choose from {','.join(FORMATS)}")
+        absent = [package for package in PACKAGES[name] if importlib.util.find_spec(package) is None]
+        if absent:
+            raise UserError(f"{name}: the package {absent[0]} is not installed; pip install -e '.[export]'")
+        if (folder / FORMATS[name]).exists():
+            raise UserError(f"{folder / FORMATS[name]} exists already; delete it, or choose another folder")
+    if "ggml" in formats:
+        refuse_other(module, "ggml", "whisper.cpp")
+    if "openai" in formats:
+        refuse_other(module, "openai", "openai-whisper")
+
+
+def export(
+    module: WhisperModule,
+    folder: Path,
+    formats: Sequence[str],
+    clips: Sequence[Clip],
+    *,
+    precision: Precision = "fp32",
+    quantization: Quantization = "float16",
+) -> list[Check]:
+    """Write a model in some formats and check each.
+
+    Args:
+        module: The model, on the CPU, as `open_model` gives it.
+        folder: Where the exports go, under the names in `FORMATS`.
+        formats: Some of `FORMATS`.
+        clips: Utterances to compare on, each at most as long as the model's context.
+        precision: Of the weights of hf and openai; ggml has its own.
+        quantization: Of the weights of ct2.
+
+    Raises:
+        UserError: As `check_request`.
+    """
+    check_request(module, folder, formats)
+    folder.mkdir(parents=True, exist_ok=True)
+    decoding = Decoding.of(module)
+    ours = decode(module, [clip.waveform for clip in clips], decoding)
+    checks = []
+    for name in formats:
+        path = folder / FORMATS[name]
+        client, program = _write(module, name, path, decoding, precision, quantization)
+        start = time.perf_counter()
+        theirs = [client(clip.waveform) for clip in tqdm(clips, desc=program, unit="clip", leave=False)]
+        seconds = time.perf_counter() - start
+        pairs = list(zip(ours, theirs, strict=True))
+        files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+        rounding = {"ct2": quantization, "ggml": "fp16"}.get(name, precision)
+        check = Check(
+            format=f"{name} {rounding}",
+            client=program,
+            path=path,
+            size_mib=sum(file.stat().st_size for file in files) / 2**20,
+            seconds_per_second=seconds * SAMPLE_RATE_HZ / max(1, sum(len(clip.waveform) for clip in clips)),
+            edits=reduce(EditCounts.plus, (word_edits(*pair) for pair in pairs), EditCounts()),
+            tolerated_percent=INT8_PERCENT if rounding == "int8" else 0.0,
+            differences=[(clip.name, *pair) for clip, pair in zip(clips, pairs, strict=True) if pair[0] != pair[1]],
+            num_clips=len(clips),
+        )
+        checks.append(check)
+    return checks
+
+
+def _write(
+    module: WhisperModule, name: str, path: Path, decoding: Decoding, precision: Precision, quantization: Quantization
+) -> tuple[Client, str]:
+    """Write one format; give the client that has opened it, and its name."""
+    if name == "hf":
+        hf.write(module, path, precision)
+        return hf.open_client(path, decoding), "transformers"
+    if name == "ct2":
+        ct2.write(module, path, quantization)
+        program = ct2.client(module)
+        return ct2.open_client(path, decoding, program), program
+    if name == "ggml":
+        ggml.write(module, path)
+        return ggml.open_client(path, decoding), "whisper.cpp"
+    openai.write(module, path, precision)
+    return openai.open_client(path, decoding), "openai-whisper"

@@ -1,0 +1,71 @@
+"""How clips are decoded to compare clients: the same greedy search everywhere, and ours to compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from whisper_lightning.audio import HOP_LENGTH
+from whisper_lightning.model.decode import greedy_decode
+from whisper_lightning.model.module import WhisperModule
+from whisper_lightning.text import Task
+
+BATCH_SIZE = 16
+
+Client = Callable[[torch.Tensor], str]
+"""A program that has opened an export: `(N,)` at 16 kHz to its transcript."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """What a client needs to be told.
+
+    Attributes:
+        language: Code of the language.
+        task: What the decoder is asked for.
+        prompt: Start, language, task and no-timestamps tokens.
+        max_tokens: Longest transcript, without the prompt: the shortest limit of all clients, which is whisper.cpp's
+            (half of the decoder's positions, less 4).
+        num_samples: Samples of the full context.
+        suppress_blank: Neither a blank nor the end may come first.
+    """
+
+    language: str
+    task: Task
+    prompt: tuple[int, ...]
+    max_tokens: int
+    num_samples: int
+    suppress_blank: bool
+
+    @classmethod
+    def of(cls, module: WhisperModule) -> Decoding:
+        """Give the decoding of a module's language and task."""
+        whisper = module.whisper
+        return cls(
+            language=whisper.generation_config.language,
+            task=whisper.generation_config.task,
+            prompt=tuple(module.encoder.prompt),
+            max_tokens=whisper.config.max_target_positions // 2 - 4,
+            num_samples=module.full_frames * HOP_LENGTH,
+            suppress_blank=bool(whisper.generation_config.begin_suppress_tokens),
+        )
+
+    def pad(self, waveform: torch.Tensor) -> torch.Tensor:
+        """Give `(N,)` with silence up to the full context, as Whisper is trained."""
+        return F.pad(waveform, (0, self.num_samples - len(waveform)))
+
+
+@torch.no_grad()
+def decode(module: WhisperModule, waveforms: Sequence[torch.Tensor], decoding: Decoding) -> list[str]:
+    """Transcribe `(N,)` clips at full context, as the WER of a test is computed."""
+    texts: list[str] = []
+    for start in tqdm(range(0, len(waveforms), BATCH_SIZE), desc="our decode", leave=False):
+        batch = torch.stack([decoding.pad(waveform) for waveform in waveforms[start : start + BATCH_SIZE]])
+        states = module.whisper.model.encoder(module.log_mel(batch.to(module.device))).last_hidden_state
+        tokens = greedy_decode(module.whisper, states, decoding.prompt, decoding.max_tokens)
+        texts += [module.encoder.decode(row) for row in tokens]
+    return texts
