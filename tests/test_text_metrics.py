@@ -1,11 +1,12 @@
 """Labels with one start token; Spanish normal form; edit counts that agree with jiwer."""
 
 import jiwer
+import numpy as np
 import pytest
 
 from tests.conftest import MODEL, QUICKSTART, read_rows
 from whisper_lightning.errors import UserError
-from whisper_lightning.metrics import EditCounts, character_edits, word_edits
+from whisper_lightning.metrics import EditCounts, bootstrap_interval, character_edits, word_edits
 from whisper_lightning.text import LabelEncoder, language_code, load_config, load_processor, normalize
 
 
@@ -82,3 +83,18 @@ def test_counts_agree_with_jiwer_over_a_corpus() -> None:
 def test_an_empty_reference_is_scored_not_dropped() -> None:
     assert word_edits("", "dos palabras") == EditCounts(insertions=2)
     assert word_edits("", "").errors == 0
+
+
+def test_bootstrap_interval_is_the_binomial_one_where_that_is_known() -> None:
+    errors = np.arange(1000) % 5 == 0
+    low, high = bootstrap_interval(errors, np.ones(1000, int))
+    half_width = 100 * 1.96 * np.sqrt(0.2 * 0.8 / 1000)
+    assert low == pytest.approx(20 - half_width, abs=0.3)
+    assert high == pytest.approx(20 + half_width, abs=0.3)
+
+
+def test_bootstrap_interval_weighs_by_length_and_repeats() -> None:
+    assert bootstrap_interval(np.full(9, 2), np.full(9, 8)) == (25.0, 25.0)
+    errors, lengths = np.array([0, 10, 1]), np.array([1, 10, 5])
+    assert bootstrap_interval(errors, lengths) == bootstrap_interval(errors, lengths)
+    assert bootstrap_interval(errors, lengths) == (0.0, 100.0)
