@@ -1,6 +1,7 @@
 """Figures with intervals, tables, and the tool that makes a report of models and a test set."""
 
 import csv
+import importlib
 import json
 import random
 import re
@@ -14,7 +15,6 @@ import numpy as np
 import pytest
 
 from tests.conftest import MODEL, QUICKSTART, copy_corpus, one_error, read_rows
-from tools.evaluate import main, name_models
 from whisper_lightning.model.module import WhisperModule
 from whisper_lightning.report.results import evaluate
 from whisper_lightning.report.scores import compare, confusions
@@ -23,6 +23,8 @@ from whisper_lightning.report.tables import make_tables, to_latex, to_markdown
 from whisper_lightning.report.transcripts import ReferenceUtterance, Transcripts
 from whisper_lightning.scoring import SCORINGS
 
+TOOL = importlib.import_module("tools.evaluate")
+main, name_models = TOOL.main, TOOL.name_models
 SCLITE = shutil.which("sclite") or shutil.which("sclite", path="/usr/lib/sctk/bin")
 WORDS = [word for row in read_rows(QUICKSTART / "train.csv") for word in row["sentence"].split()]
 
