@@ -251,7 +251,7 @@ def test_the_tool_writes_a_whole_report(
     arguments = [str(random_model), str(random_model), f"--report={report}", "--num_workers=0"]
     assert main([*arguments, f"--data={corpus / 'test.csv'}"]) == 0
     printed = capsys.readouterr().out
-    assert "al azar minus al azar (2): 0.00 [0.00, 0.00] points, p = 1.000" in printed
+    assert "al azar minus al azar (2): 0.00 [0.00, 0.00] points, p 1.000" in printed
     assert "8 utterances" in printed
     assert "1 rows left out" in printed
     assert {path.name for path in report.iterdir()} == {

@@ -21,7 +21,7 @@ from whisper_lightning.errors import UserError
 from whisper_lightning.model.trained import open_model
 from whisper_lightning.report.page import write_page
 from whisper_lightning.report.results import evaluate, write_table
-from whisper_lightning.report.tables import make_tables, to_latex, to_markdown
+from whisper_lightning.report.tables import make_tables, to_latex, to_markdown, write_p_value
 from whisper_lightning.report.transcripts import DataOptions, transcribe_test_set
 from whisper_lightning.scoring import numbers_as_words
 
@@ -101,7 +101,7 @@ def main(args: list[str] | None = None) -> int:
     for each in results["differences"]:
         if each["rate"] == "wer" and each["scoring"] == "normalized":
             figures = estimate((each["value"], each["low"], each["high"]))
-            print(f"{each['first']} minus {each['second']}: {figures} points, p = {each['p_value']:.3f}")
+            print(f"{each['first']} minus {each['second']}: {figures} points, p {write_p_value(each['p_value'])}")
     data = results["data"]
     print(f"{data['num_utterances']} utterances of {data['source']}, {len(data['rejected'])} rows left out")
     print(f"report: {options.report / 'index.html'}")

@@ -108,6 +108,11 @@ def to_latex(tables: Sequence[Table]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def write_p_value(p_value: float) -> str:
+    """Write a p-value; no smaller one than 2,000 resampled corpora can show."""
+    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
 def _escape(text: str) -> str:
     return "".join(LATEX.get(c, c) for c in re.sub(r"\s+", " ", text))
 
@@ -125,7 +130,6 @@ def _estimate(estimate: Estimate | None) -> str:
 
 
 def _difference(each: dict[str, Any]) -> list[str]:
-    p_value = "< 0.001" if each["p_value"] < 0.001 else f"{each['p_value']:.3f}"
     interval = f"[{_signed(each['low'])}, {_signed(each['high'])}]"
     names = f"{each['first']} \u2212 {each['second']}"
-    return [names, _words(each["scoring"]), _signed(each["value"]), interval, p_value]
+    return [names, _words(each["scoring"]), _signed(each["value"]), interval, write_p_value(each["p_value"])]
