@@ -98,3 +98,22 @@ def test_bootstrap_interval_weighs_by_length_and_repeats() -> None:
     errors, lengths = np.array([0, 10, 1]), np.array([1, 10, 5])
     assert bootstrap_interval(errors, lengths) == bootstrap_interval(errors, lengths)
     assert bootstrap_interval(errors, lengths) == (0.0, 100.0)
+
+
+@pytest.mark.parametrize("number", [7, 5000])
+def test_bootstrap_interval_is_that_of_one_resampled_corpus_after_the_other(number: int) -> None:
+    lengths = np.random.default_rng(1).integers(0, 15, size=number)
+    errors = np.random.default_rng(2).binomial(lengths, 0.2)
+    generator = np.random.default_rng(0)
+    draws = [generator.integers(number, size=number) for _ in range(2000)]
+    rates = [100 * errors[draw].sum() / lengths[draw].sum() for draw in draws]
+    assert bootstrap_interval(errors, lengths) == pytest.approx(np.percentile(rates, [2.5, 97.5]))
+
+
+def test_nine_times_in_ten_and_more_the_interval_holds_the_truth() -> None:
+    covered = 0
+    for seed in range(200):
+        errors = np.random.default_rng(seed).binomial(8, 0.1, size=120)
+        low, high = bootstrap_interval(errors, np.full(120, 8), num_samples=300)
+        covered += low <= 10.0 <= high
+    assert 182 <= covered <= 198  # 95 % of 200

@@ -1,0 +1,68 @@
+"""The page: one file with everything in it, that opens from the disk."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import os
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+
+def write_page(results: dict[str, Any], path: Path) -> None:
+    """Write index.html; it names the audio files where they are and embeds everything else.
+
+    Args:
+        results: What `evaluate` gives.
+        path: Where the page goes; audio is addressed relative to it, so that both can move together.
+    """
+    template, style, script = (
+        (files("whisper_lightning.report") / f"page.{kind}").read_text(encoding="utf-8")
+        for kind in ("html", "css", "js")
+    )
+    folder = path.parent.resolve()
+    shown = [
+        {key: value for key, value in each.items() if key != "path"} | {"url": _address(each["path"], folder)}
+        for each in results["utterances"]
+    ]
+    # Nothing is loaded and nothing runs but this style and this script, whatever a transcript says.
+    policy = (
+        f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
+        "media-src 'self' file:; base-uri 'none'; form-action 'none'"
+    )
+    parts = {
+        "policy": policy,
+        "title": html.escape(f"Evaluation of {results['data']['source']}"),
+        "style": style,
+        "script": script,
+        "results": _embed(results | {"utterances": shown}),
+    }
+    page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
+    path.write_text(page, encoding="utf-8", newline="\n")
+
+
+def _address(path: str | None, folder: Path) -> str | None:
+    """Give the URL of an audio file, relative to the page where one disk holds both."""
+    if path is None:
+        return None
+    try:
+        relative = os.path.relpath(path, folder)
+    except ValueError:  # another drive of Windows
+        return Path(path).as_uri()
+    return quote(relative.replace(os.sep, "/"))
+
+
+def _digest(text: str) -> str:
+    """Name a style or script by its content, for the page's security policy."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _embed(results: dict[str, Any]) -> str:
+    """Give JSON that cannot end the script element that it stands in."""
+    text = json.dumps(results, ensure_ascii=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -1,0 +1,135 @@
+"""Tables for a thesis: Markdown and LaTeX of the same rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from whisper_lightning.report.statistics import Estimate
+
+LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "\u2212": "$-$",
+    "\u2013": "--",
+}
+
+
+class Table(NamedTuple):
+    """A table of texts; the first column names the row."""
+
+    caption: str
+    header: list[str]
+    rows: list[list[str]]
+
+
+def make_tables(results: dict[str, Any]) -> list[Table]:
+    """Lay out the figures: error rates, other figures, differences, slices."""
+    data, models = results["data"], results["models"]
+    about = f"{data['source']}, {data['num_utterances']:,} utterances, decoded at full context"
+    scorings = [scoring["name"] for scoring in results["scorings"]]
+    rates = ["wer", "cer", "substitutions", "deletions", "insertions"]
+    tables = [
+        Table(
+            f"Errors in % with 95 % intervals over utterances ({about})",
+            ["Model", "Scoring", "WER", "CER", "Substitutions", "Deletions", "Insertions"],
+            [
+                [model["name"], _words(scoring), *(_estimate(model["scores"][scoring][rate]) for rate in rates)]
+                for model in models
+                for scoring in scorings
+            ],
+        ),
+        Table(
+            "Punctuation and capitals (F1 in %), and shares of odd transcripts in %, with 95 % intervals",
+            ["Model", "Punctuation F1", "Capitals F1", "Empty", "Loops", "Unlikely speed"],
+            [
+                [model["name"], _estimate(model["punctuation_f1"]), _estimate(model["capitalisation_f1"])]
+                + [_estimate(model["flags"][flag]["share"]) for flag in ("empty", "loop", "speed_outlier")]
+                for model in models
+            ],
+        ),
+    ]
+    if results["differences"]:
+        tables.append(
+            Table(
+                "Paired differences in WER (percentage points, paired bootstrap over utterances)",
+                ["Models", "Scoring", "Difference", "95 % interval", "p"],
+                [_difference(each) for each in results["differences"] if each["rate"] == "wer"],
+            )
+        )
+    chosen = "normalized"
+    for each in results["slices"]:
+        rows = [
+            [value["value"], f"{len(value['utterances']):,}", *(_estimate(wer) for wer in value["wer"][chosen])]
+            for value in each["values"]
+        ]
+        header = [_words(each["column"]), "Utterances", *(model["name"] for model in models)]
+        tables.append(Table(f"WER in % by {_words(each['column'])} ({chosen})", header, rows))
+    return tables
+
+
+def to_markdown(tables: Sequence[Table]) -> str:
+    """Write the tables for a README or an issue."""
+    parts = []
+    for table in tables:
+        lines = [table.header, ["---"] + ["---:"] * (len(table.header) - 1), *table.rows]
+        # A cell's own bars and line ends would end the cell.
+        cells = [[re.sub(r"\s+", " ", text).replace("|", "\\|") for text in line] for line in lines]
+        parts.append("\n".join([f"**{table.caption}**", "", *(f"| {' | '.join(line)} |" for line in cells)]))
+    return "\n\n".join(parts) + "\n"
+
+
+def to_latex(tables: Sequence[Table]) -> str:
+    r"""Write the tables for a thesis; they need `\usepackage{booktabs}`."""
+    parts = ["% needs \\usepackage{booktabs}"]
+    for table in tables:
+        lines = [" & ".join(_escape(text) for text in row) + r" \\" for row in [table.header, *table.rows]]
+        parts.append(
+            "\n".join(
+                [
+                    r"\begin{table}",
+                    r"\centering",
+                    rf"\caption{{{_escape(table.caption)}}}",
+                    rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}",
+                    r"\toprule",
+                    lines[0],
+                    r"\midrule",
+                    *lines[1:],
+                    r"\bottomrule",
+                    r"\end{tabular}",
+                    r"\end{table}",
+                ]
+            )
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def write_p_value(p_value: float) -> str:
+    """Write a p-value; no smaller one than 2,000 resampled corpora can show."""
+    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
+def _escape(text: str) -> str:
+    return "".join(LATEX.get(c, c) for c in re.sub(r"\s+", " ", text))
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _signed(value: float) -> str:
+    return f"{value:.2f}".replace("-", "\u2212")
+
+
+def _estimate(estimate: Estimate | None) -> str:
+    return "\u2013" if estimate is None else "{:.2f} [{:.2f}, {:.2f}]".format(*estimate)
+
+
+def _difference(each: dict[str, Any]) -> list[str]:
+    interval = f"[{_signed(each['low'])}, {_signed(each['high'])}]"
+    names = f"{each['first']} \u2212 {each['second']}"
+    return [names, _words(each["scoring"]), _signed(each["value"]), interval, write_p_value(each["p_value"])]
