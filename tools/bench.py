@@ -114,19 +114,24 @@ class Result:
 
     def __init__(self, program: Program, job: Job) -> None:
         self.name = program.name
+        evaluations = job.max_steps // job.eval_every
         self.stages: dict[str, list[Stage]] = defaultdict(list)
         for stage in program.stages:
             self.stages[stage.name].append(stage)
         self.stages["step"] = self.stages["step"][1:]  # the first one allocates
         self.seconds = sum(stage.seconds for stage in program.stages)
         self.data_bytes = num_bytes(job.folder) - num_bytes(job.folder / "run")
-        self.checkpoint_bytes = num_bytes(job.folder / "run", "checkpoint*/**/*") + num_bytes(
-            job.folder / "run", "best/**/*"
-        )
+        # The recipe keeps a folder for each evaluation; ours are replaced.
+        self.each_mb = num_bytes(job.folder / "run", "checkpoint-*/**/*") / evaluations / 1e6
+        self.replaced_mb = sum(num_bytes(job.folder / "run", f"{name}/**/*") for name in ("checkpoints", "best")) / 1e6
 
     def peak_mib(self, name: str) -> float:
         """Most memory in the stages of a name."""
         return max(stage.peak_mib for stage in self.stages[name])
+
+    def checkpoint_mb(self, evaluations: int) -> float:
+        """MB that a run of so many evaluations leaves behind."""
+        return self.each_mb * evaluations + self.replaced_mb
 
     def whole_job(self, max_steps: int, evaluations: int) -> float:
         """Seconds of a run of so many steps and evaluations, put together from the stages that were timed."""
@@ -192,7 +197,7 @@ def table(size: str, results: list[Result], job: Job, seconds_per_utterance: flo
         f"| share of the matrix rate, on the true audio | {' | '.join(f'{share:.0%}' for share in shares)} |",
         counted("peak memory in training, MiB", [each.peak_mib("step") for each in results]),
         timed("evaluation with loss, s per utterance", "evaluate"),
-        counted("checkpoints of the run, MB", [each.checkpoint_bytes / 1e6 for each in results]),
+        counted("checkpoints of a run of 4 evaluations, MB", [each.checkpoint_mb(4) for each in results]),
         saved(),
         counted(
             f"whole job, {job.max_steps} steps and {evaluations} evaluations of {tested} utterances, s",

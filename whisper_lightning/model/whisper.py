@@ -160,6 +160,7 @@ def save_whisper(
 
     The file holds float16, as OpenAI published Whisper; `config.json` says float32, and so they are loaded.
     """
+    del weights["proj_out.weight"]  # the token embedding once more
     whisper.save_pretrained(folder, state_dict={name: tensor.half() for name, tensor in weights.items()})
     processor.save_pretrained(folder)
     # transformers 5 leaves this file out, and other clients look for it.
