@@ -1,5 +1,6 @@
 """Exports are read by their own programs, and these hear what our decode hears."""
 
+import importlib
 import json
 import re
 from pathlib import Path
@@ -14,7 +15,6 @@ from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneratio
 
 from tests.conftest import MODEL, QUICKSTART, copy_corpus, one_error, quick_arguments
 from tests.multilingual import multilingual_tokenizer, write_model
-from tools.export import main, report
 from whisper_lightning.cli import main as fit
 from whisper_lightning.export.card import read_run
 from whisper_lightning.export.check import Check
@@ -23,6 +23,8 @@ from whisper_lightning.metrics import EditCounts
 from whisper_lightning.model.module import WhisperModule
 from whisper_lightning.model.trained import open_model
 
+TOOL = importlib.import_module("tools.export")
+main, report = TOOL.main, TOOL.report
 CLIPS = ["--data", str(QUICKSTART / "test.csv")]
 
 
