@@ -60,11 +60,12 @@ def _other_token(tokenizer: Any, vocab_size: int) -> str | None:
 
 
 def token_bytes(tokenizer: Any) -> dict[int, bytes]:
-    """Give the bytes of each text token of a byte-level BPE tokenizer, by id."""
+    """Give the bytes of each text token, by id; what a byte-level BPE could not have written is left out."""
     letters = _letters()
-    added = set(tokenizer.get_added_vocab())
-    vocabulary = tokenizer.get_vocab().items()
-    return {i: bytes(letters[letter] for letter in token) for token, i in vocabulary if token not in added}
+    texts = set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab())
+    written = [token for token in texts if letters.keys() >= set(token)]
+    ids = tokenizer.convert_tokens_to_ids(written)
+    return {i: bytes(letters[letter] for letter in token) for i, token in zip(ids, written, strict=True)}
 
 
 def _letters() -> dict[str, int]:

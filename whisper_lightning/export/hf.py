@@ -43,7 +43,10 @@ def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
     contents = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     vocabulary: dict[str, int] = contents["model"]["vocab"]
     added: list[dict[str, Any]] = contents["added_tokens"]
-    merges = (pair if isinstance(pair, str) else " ".join(pair) for pair in contents["model"]["merges"])
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in contents["model"]["merges"]]
+    # Pairs are lists since tokenizers 0.20. As "a b", as no token has a blank, older versions read them too.
+    contents["model"]["merges"] = merges
+    _dump(folder / "tokenizer.json", contents)
     _dump(folder / "vocab.json", vocabulary)
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8", newline="\n")
     _dump(folder / "added_tokens.json", {t["content"]: t["id"] for t in added if t["content"] not in vocabulary})
