@@ -145,7 +145,8 @@ def test_validate_test_and_predict_with_the_best_model(corpus: Path, tmp_path: P
     predictions = pd.read_csv(run / "predictions.csv")
     assert list(predictions["audio"]) == ["audio/000000.opus", "audio/000001.opus"]
     best = load_file(run / "best" / "model.safetensors")
-    assert best["model.encoder.conv1.weight"].dtype == torch.float32
+    assert {weight.dtype for weight in best.values()} == {torch.float16}
+    assert "proj_out.weight" not in best
 
 
 def test_share_of_the_training_utterances_as_validation(corpus: Path, tmp_path: Path) -> None:

@@ -130,8 +130,9 @@ def test_the_card_tells_the_run(short_run: Path, tmp_path: Path) -> None:
     path = tmp_path / "out" / "hf" / "README.md"
     text = path.read_text(encoding="utf-8")
     card = ModelCard(text)
-    assert card.data.language == ["es"]
-    assert card.data.base_model is None
+    data = card.data.to_dict()
+    assert data["language"] == ["es"]
+    assert "base_model" not in data
     metrics = pd.read_csv(short_run / "metrics.csv")
     expected = {name: metrics[f"test/{name}"].dropna().iloc[-1] for name in ("wer", "wer_normalized", "cer")}
     found = {result.metric_name: result.metric_value for result in card.data.eval_results}

@@ -91,7 +91,7 @@ def _score(path: Path, data: str, *, full_context: bool) -> Score | None:
     rates = {}
     for rate, columns in RATES.items():
         counts = {kind: table[f"{columns}_{kind}"].to_numpy() for kind in ("hits", "substitutions", "deletions")}
-        lengths = sum(counts.values())
+        lengths = counts["hits"] + counts["substitutions"] + counts["deletions"]
         errors = lengths - counts["hits"] + table[f"{columns}_insertions"].to_numpy()
         percent = 100.0 * errors.sum() / max(1, lengths.sum())
         rates[rate] = Rate(float(percent), *bootstrap_interval(errors, lengths))
