@@ -14,9 +14,11 @@ MAY_IMPORT = {
     "metrics": {"errors"},
     "loggers": {"errors"},
     "data": {"errors", "audio", "text", "data"},
+    "windows": {"audio"},
     "model": {"errors", "audio", "text", "model"},
     "callbacks": {"errors", "model", "metrics", "text", "callbacks"},
     "cli": {"errors", "loggers", "data", "model", "callbacks", "text"},
+    "transcribe": {"errors", "audio", "windows", "text", "model"},
     "__main__": {"cli"},
     "__init__": set[str](),
 }
