@@ -10,7 +10,8 @@ import soundfile
 import torch
 from transformers import WhisperFeatureExtractor
 
-from whisper_lightning.audio import AudioError, load_audio, log_mel, mask_log_mel, mel_filters
+from whisper_lightning import audio
+from whisper_lightning.audio import AudioError, load_audio, log_mel, mask_log_mel, mel_filters, stream_audio
 
 
 def tone(seconds: float = 1.0, rate: int = 16_000, channels: int = 1) -> np.ndarray:
@@ -245,3 +246,37 @@ def test_opus_that_libsndfile_calls_malformed() -> None:
     with pytest.raises(soundfile.LibsndfileError):
         soundfile.info(path)
     assert len(load_audio(path)) == pytest.approx(16_000, abs=400)
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"), [("a.wav", 16_000), ("a.flac", 44_100), ("a.mp3", 24_000), ("a.m4a", 44_100), ("a.wav", 44_099)]
+)
+def test_blocks_are_the_whole_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, rate: int) -> None:
+    """Of a second or more each: no seam is heard, whatever the decoder and the resampler."""
+    path = tmp_path / name
+    samples = np.random.default_rng(0).normal(0, 0.1, (int(9.5 * rate), 2)).astype(np.float32)
+    if name == "a.m4a":
+        write_m4a(path, samples, rate, layout="stereo")
+    else:
+        soundfile.write(path, samples, rate)
+    whole = load_audio(path)
+    monkeypatch.setattr(audio, "BLOCK_SECONDS", 1)
+    blocks = list(stream_audio(path))
+    assert len(blocks) >= 3
+    assert all(len(block) % 16_000 == 0 for block in blocks[:-1])
+    joined = torch.cat(blocks)
+    assert joined.shape == whole.shape
+    # By FFT, a block's ends are heard a second later, 60 dB below.
+    assert (joined - whole).abs().max() < (1e-3 if rate == 44_099 else 1e-6)
+
+
+def test_a_flaw_after_the_first_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.flac"
+    soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 10 * 16_000), 16_000)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 9 // 10])
+    monkeypatch.setattr(audio, "BLOCK_SECONDS", 1)
+    blocks = stream_audio(path)
+    assert len(next(blocks)) >= 16_000
+    with pytest.raises(AudioError, match="") as caught:
+        list(blocks)
+    assert caught.value.reason == "truncated"

@@ -8,17 +8,20 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "whisper_lightning"
 MAY_IMPORT = {
     "errors": set[str](),
-    "audio": {"errors"},
+    "audio": {"errors", "containers"},
+    "containers": set[str](),
     "text": {"errors"},
     "metrics": {"errors"},
     "scoring": {"errors", "text"},
     "loggers": {"errors"},
     "data": {"errors", "audio", "text", "data"},
+    "windows": {"audio"},
     "model": {"errors", "audio", "text", "model"},
     "callbacks": {"errors", "model", "metrics", "text", "callbacks"},
     "export": {"errors", "audio", "text", "metrics", "model", "export"},
     "report": {"errors", "audio", "text", "scoring", "metrics", "data", "model", "report"},
     "cli": {"errors", "loggers", "data", "model", "callbacks", "text"},
+    "transcribe": {"errors", "audio", "windows", "text", "model"},
     "__main__": {"cli"},
     "__init__": set[str](),
 }

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-import struct
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 import av
 import numpy as np
@@ -15,6 +15,8 @@ import soundfile
 import torch
 import torchaudio
 from torch.nn import functional as F
+
+from whisper_lightning.containers import find_cut
 
 SAMPLE_RATE_HZ = 16_000
 N_FFT = 400
@@ -27,6 +29,9 @@ SAMPLES_PER_POSITION = 2 * HOP_LENGTH
 POSITIONS_PER_SECOND = SAMPLE_RATE_HZ // SAMPLES_PER_POSITION
 MAX_SECONDS = 30.0
 """The longest context of any published Whisper."""
+BLOCK_SECONDS = 60
+"""About how much of a long recording is decoded at once."""
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".aiff", ".aif", ".webm", ".mp4")
 SILENCE_PEAK = 1e-4
 """An utterance whose loudest sample is below this (-80 dBFS) is silent."""
 MP3_GRANULE_SAMPLES = 576
@@ -35,8 +40,6 @@ LOUDEST_PEAK = 4.0
 """Lossy formats overshoot full scale a little; beyond this, samples are in another unit."""
 CODEC_DELAY_SECONDS = 0.15
 """How far the container's duration and what a complete lossy file decodes to may lie apart."""
-PLACEHOLDER_BYTES = 0x7FFFF000
-"""Programs that write a wav to a pipe leave this or more in place of the length of the sound (sox, FFmpeg)."""
 UNKNOWN_FRAMES = 2**40
 """libsndfile claims this or more for a file whose header does not give a length."""
 AV_FORMATS = "mov,matroska,ogg,aac,flac,asf,amr,ac3,eac3,mpegts,flv,avi,wv,ape,tta"
@@ -44,6 +47,8 @@ AV_FORMATS = "mov,matroska,ogg,aac,flac,asf,amr,ac3,eac3,mpegts,flv,avi,wv,ape,t
 REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 """Beginning of a URL or of a command (`pipe:`); one letter and a colon is a drive of Windows."""
 
+Block = tuple[np.ndarray, int]
+"""What a decoder gives: `(N, channels)` float32, and their rate in Hz."""
 Reason = Literal["missing", "not a local file", "unreadable", "not audio", "empty", "truncated", "too long", "silent"]
 
 
@@ -60,10 +65,7 @@ class AudioError(ValueError):
 
 
 def load_audio(path: Path, max_seconds: float = MAX_SECONDS) -> torch.Tensor:
-    """Read any audio file as 16 kHz mono.
-
-    soundfile reads wav, flac, ogg, opus, mp3 and aiff; PyAV what it cannot (m4a, aac, webm). Both decode a cut file
-    to fewer samples without an error, so lengths are checked against what the file's header promises.
+    """Read any audio file as 16 kHz mono, whole.
 
     Args:
         path: A local file.
@@ -75,6 +77,28 @@ def load_audio(path: Path, max_seconds: float = MAX_SECONDS) -> torch.Tensor:
     Raises:
         AudioError: With the reason why the file is rejected.
     """
+    waveform = torch.cat(list(stream_audio(path, max_seconds)))[: int(max_seconds * SAMPLE_RATE_HZ)]
+    if float(waveform.abs().max()) < SILENCE_PEAK:
+        raise AudioError("silent", f"no sample above {SILENCE_PEAK:g} of full scale")
+    return waveform
+
+
+def stream_audio(path: Path, max_seconds: float = math.inf) -> Iterator[torch.Tensor]:
+    """Read any audio file as 16 kHz mono, about a minute at a time: memory does not grow with its length.
+
+    soundfile reads wav, flac, ogg, opus, mp3 and aiff; PyAV what it cannot (m4a, aac, webm). Both decode a cut file
+    to fewer samples without an error, so lengths are checked against what the file's header promises.
+
+    Args:
+        path: A local file.
+        max_seconds: Longest audio that is accepted.
+
+    Yields:
+        `(N,)` float32; whole seconds, but for the last block.
+
+    Raises:
+        AudioError: With the reason why the file is rejected, as soon as it is found: perhaps after the last block.
+    """
     if REMOTE.match(str(path)):
         raise AudioError("not a local file", "only local files are read")
     try:
@@ -83,28 +107,36 @@ def load_audio(path: Path, max_seconds: float = MAX_SECONDS) -> torch.Tensor:
         if path.stat().st_size == 0:
             raise AudioError("empty", "0 bytes")
         with path.open("rb") as file:
-            _check_container(file, path.stat().st_size)
+            cut = find_cut(file, path.stat().st_size)
     except OSError as error:
         raise AudioError("unreadable", error.strerror or str(error)) from None
-    try:
-        samples, rate = _decode_with_soundfile(path, max_seconds)
-    except soundfile.LibsndfileError:
-        samples, rate = _decode_with_av(path, max_seconds)
-    if len(samples) == 0:
+    if cut:
+        raise AudioError("truncated", cut)
+    for waveform in _to_16_khz_mono(_decode(path, max_seconds)):
+        peak = float(waveform.abs().max())
+        if not peak < LOUDEST_PEAK:  # also when it is not a number
+            raise AudioError("unreadable", f"floating-point samples up to {peak:g}; full scale is 1")
+        yield waveform
+
+
+def _to_16_khz_mono(blocks: Iterator[Block]) -> Iterator[torch.Tensor]:
+    """Resample `(N, channels)` blocks as if they were one: each together with a second of both its neighbours."""
+    kept, rate, before = torch.zeros(0), SAMPLE_RATE_HZ, 0
+    for samples, rate in blocks:
+        kept = torch.cat([kept, torch.from_numpy(samples.mean(axis=1, dtype=np.float32))])
+        if len(kept) > (BLOCK_SECONDS + 2) * rate:
+            seconds = len(kept) // rate - 1
+            yield _resample(kept, rate)[before * SAMPLE_RATE_HZ : seconds * SAMPLE_RATE_HZ]
+            kept, before = kept[(seconds - 1) * rate :], 1
+    if len(kept) == 0:
         raise AudioError("empty", "no samples")
-    waveform = torch.from_numpy(samples.mean(axis=1, dtype=np.float32))
-    if rate != SAMPLE_RATE_HZ:
-        waveform = _resample(waveform, rate)
-    peak = float(waveform.abs().max())
-    if not peak < LOUDEST_PEAK:  # also when it is not a number
-        raise AudioError("unreadable", f"floating-point samples up to {peak:g}; full scale is 1")
-    if peak < SILENCE_PEAK:
-        raise AudioError("silent", f"no sample above {SILENCE_PEAK:g} of full scale")
-    return waveform
+    yield _resample(kept, rate)[before * SAMPLE_RATE_HZ :]
 
 
 def _resample(waveform: torch.Tensor, rate_hz: int) -> torch.Tensor:
     """Bring `(N,)` to 16 kHz."""
+    if rate_hz == SAMPLE_RATE_HZ:
+        return waveform
     divisor = math.gcd(rate_hz, SAMPLE_RATE_HZ)
     if (rate_hz // divisor) * (SAMPLE_RATE_HZ // divisor) < 2**24:
         resampled: torch.Tensor = _resampler(rate_hz)(waveform)
@@ -126,25 +158,43 @@ def _check_length(seconds: float, max_seconds: float) -> None:
         raise AudioError("too long", f"{seconds:.1f} s; at most {max_seconds:g} s")
 
 
-def _decode_with_soundfile(path: Path, max_seconds: float) -> tuple[np.ndarray, int]:
-    """Decode to `(N, channels)` float32."""
+def _decode(path: Path, max_seconds: float) -> Iterator[Block]:
+    blocks = _decode_with_soundfile(path, max_seconds)
+    try:
+        first = next(blocks, None)
+    except soundfile.LibsndfileError:
+        first = None
+    if first is None:
+        yield from _decode_with_av(path, max_seconds)
+    else:
+        yield first
+        yield from blocks
+
+
+def _decode_with_soundfile(path: Path, max_seconds: float) -> Iterator[Block]:
+    """Decode to blocks; to none, what is FFmpeg's to read."""
     with soundfile.SoundFile(path) as file:
-        rate = file.samplerate
-        limit = int(max_seconds * rate)
+        rate, count = file.samplerate, 0
         promised = file.frames if file.format != "MP3" or _counts_frames(path) else UNKNOWN_FRAMES
         tolerated = MP3_GRANULE_SAMPLES if file.format == "MP3" else 0
-        if limit < promised < UNKNOWN_FRAMES:
+        if file.format == "FLAC" and promised >= UNKNOWN_FRAMES:  # written to a pipe; libsndfile gives up at its end
+            return
+        if promised < UNKNOWN_FRAMES:
             _check_length(promised / rate, max_seconds)
-        try:
-            samples = file.read(limit + 1, dtype="float32", always_2d=True)
-        except soundfile.LibsndfileError as error:
-            if promised >= UNKNOWN_FRAMES:  # a flac written to a pipe; FFmpeg reads it
-                raise
-            raise AudioError("truncated", str(error)) from None
-    _check_length(len(samples) / rate, max_seconds)
-    if len(samples) + tolerated < promised < UNKNOWN_FRAMES:
-        raise AudioError("truncated", f"{len(samples)} of {promised} samples")
-    return samples, rate
+        wanted = int(min(max_seconds, BLOCK_SECONDS) * rate) + 1
+        samples = np.zeros((wanted, 1), np.float32)
+        while len(samples) == wanted:
+            try:
+                samples = file.read(wanted, dtype="float32", always_2d=True)
+            except soundfile.LibsndfileError as error:
+                if promised >= UNKNOWN_FRAMES and count == 0:
+                    raise
+                raise AudioError("truncated", str(error)) from None
+            count += len(samples)
+            _check_length(count / rate, max_seconds)
+            yield samples, rate
+    if count + tolerated < promised < UNKNOWN_FRAMES:
+        raise AudioError("truncated", f"{count} of {promised} samples")
 
 
 def _counts_frames(path: Path) -> bool:
@@ -157,10 +207,9 @@ def _counts_frames(path: Path) -> bool:
     return any(name in first_frame for name in (b"Xing", b"Info", b"VBRI"))
 
 
-def _decode_with_av(path: Path, max_seconds: float) -> tuple[np.ndarray, int]:
-    """Decode to `(N, channels)` float32."""
+def _decode_with_av(path: Path, max_seconds: float) -> Iterator[Block]:
     chunks: list[np.ndarray] = []
-    count, rate, promised = 0, 1, 0.0
+    count, given, rate, promised = 0, 0, 1, 0.0
     # Packed, because PyAV 18 crashes on planes of 8 channels and more.
     to_float = av.AudioResampler(format="flt")
     try:
@@ -176,10 +225,13 @@ def _decode_with_av(path: Path, max_seconds: float) -> tuple[np.ndarray, int]:
                 for packed in to_float.resample(frame):
                     chunks.append(packed.to_ndarray().reshape(-1, packed.layout.nb_channels))
                     count += len(chunks[-1])
+                if count - given > BLOCK_SECONDS * rate:
+                    yield np.concatenate(chunks), rate
+                    chunks, given = [], count
                 if count > (max_seconds + CODEC_DELAY_SECONDS) * rate:
                     break
     except av.FFmpegError as error:
-        if chunks:
+        if count:
             raise AudioError("truncated", str(error)) from None
         raise AudioError("not audio", "neither libsndfile nor FFmpeg can read it") from None
     seconds = count / rate
@@ -187,69 +239,8 @@ def _decode_with_av(path: Path, max_seconds: float) -> tuple[np.ndarray, int]:
     _check_length(seconds - CODEC_DELAY_SECONDS, max_seconds)
     if seconds < promised - CODEC_DELAY_SECONDS:
         raise AudioError("truncated", f"{seconds:.2f} of {promised:.2f} s")
-    if not chunks:
-        return np.zeros((0, 1), np.float32), SAMPLE_RATE_HZ
-    return np.concatenate(chunks)[: int(max_seconds * rate)], rate
-
-
-def _check_container(file: BinaryIO, num_bytes: int) -> None:
-    """Find what decoders mend silently or misname: a file shorter than its own structure says.
-
-    Raises:
-        AudioError: The file is truncated.
-    """
-    head = file.read(12)
-    if head[:4] == b"RIFF" and head[8:] == b"WAVE":
-        _check_chunks(file, num_bytes, "<I")
-    elif head[:4] == b"FORM" and head[8:] in (b"AIFF", b"AIFC"):
-        _check_chunks(file, num_bytes, ">I")
-    elif head[:4] == b"OggS":
-        _check_last_page(file, num_bytes)
-    elif head[4:8] == b"ftyp":
-        _check_boxes(file, num_bytes)
-
-
-def _check_chunks(file: BinaryIO, num_bytes: int, size_format: str) -> None:
-    """Walk the chunks of a wav (little-endian) or aiff (big-endian) file to its sound data."""
-    described = False
-    while len(header := file.read(8)) == 8:
-        (size,) = struct.unpack(size_format, header[4:])
-        rest = num_bytes - file.tell()
-        if header[:4] in (b"data", b"SSND"):
-            if rest < size < PLACEHOLDER_BYTES:
-                raise AudioError("truncated", f"{rest} of {size} bytes of sound")
-            return
-        described |= header[:4] in (b"fmt ", b"COMM")
-        file.seek(size + size % 2, 1)
-    if described:
-        raise AudioError("truncated", "the file ends before its sound")
-
-
-def _check_boxes(file: BinaryIO, num_bytes: int) -> None:
-    """Walk the outermost boxes of an MPEG-4 file (ISO/IEC 14496-12, 4.2) to its end."""
-    position, kinds = 0, set[bytes]()
-    while position < num_bytes:
-        file.seek(position)
-        header = file.read(16).ljust(16, b"\0")
-        size, kind, long_size = struct.unpack(">I4sQ", header)
-        kinds.add(kind)
-        if size == 0:  # to the end of the file
-            break
-        position += max(8, long_size if size == 1 else size)
-    if position > num_bytes or b"moov" not in kinds:
-        raise AudioError("truncated", f"{num_bytes} of at least {max(position, num_bytes + 8)} bytes")
-
-
-def _check_last_page(file: BinaryIO, num_bytes: int) -> None:
-    """Check that the last Ogg page is whole and marked as the end of the stream (RFC 3533)."""
-    file.seek(max(0, num_bytes - 2 * 65_307))
-    tail = file.read()
-    start = tail.rfind(b"OggS")
-    page = tail[start:]
-    if start < 0 or len(page) < 27 or len(page) < 27 + page[26]:
-        raise AudioError("truncated", "the last Ogg page is cut")
-    if len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]]) or not page[5] & 4:
-        raise AudioError("truncated", "the end of the Ogg stream is missing")
+    if chunks:
+        yield np.concatenate(chunks), rate
 
 
 @lru_cache(maxsize=4)

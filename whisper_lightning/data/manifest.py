@@ -9,12 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from whisper_lightning.audio import REMOTE
+from whisper_lightning.audio import AUDIO_SUFFIXES, REMOTE
 from whisper_lightning.errors import UserError
 
 AUDIO_NAMES = ("audio", "path", "file", "filename", "file_name", "wav", "audio_path", "audio_filepath", "audio_file")
 SENTENCE_NAMES = ("sentence", "text", "transcript", "transcription", "transcripcion", "transcripción", "frase", "texto")
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".aiff", ".aif", ".webm", ".mp4")
 
 
 class Row(NamedTuple):
