@@ -275,7 +275,8 @@ def test_ten_minutes(quickstart_run: Path, tmp_path: Path, noise: float) -> None
     expected = scored(run)
     names = [Path(row["audio"]).name for row in read_rows(QUICKSTART / "test.csv")]
     rng = np.random.default_rng(0)
-    parts, order, spans, length = [np.zeros(RATE, np.float32)], [], [], RATE
+    order: list[str] = []
+    parts, spans, length = [np.zeros(RATE, np.float32)], [], RATE
     while length < 600 * RATE:
         order.append(names[len(order) % len(names)])
         clip = load_audio(QUICKSTART / "audio" / order[-1]).numpy()
