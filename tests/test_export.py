@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
 
 from tests.conftest import MODEL, QUICKSTART, copy_corpus, one_error, quick_arguments
-from tests.multilingual import multilingual_tokenizer, write_model
+from tests.multilingual import multilingual_tokenizer, take_over, write_model
 from whisper_lightning.cli import main as fit
 from whisper_lightning.export.card import read_run
 from whisper_lightning.export.check import Check
@@ -130,13 +130,19 @@ def test_the_card_tells_the_run(short_run: Path, tmp_path: Path) -> None:
     assert main([str(short_run), str(tmp_path / "out"), "--name", "whisper-mío", "--num_clips", "2"]) == 0
     path = tmp_path / "out" / "hf" / "README.md"
     text = path.read_text(encoding="utf-8")
+<<<<<<< HEAD
     card: Any = ModelCard(text)
     assert card.data.language == ["es"]
     assert card.data.base_model is None
+=======
+    front = ModelCard(text).data.to_dict()
+    assert front["language"] == ["es"]
+    assert "base_model" not in front
+>>>>>>> export
     metrics = pd.read_csv(short_run / "metrics.csv")
     expected = {name: metrics[f"test/{name}"].dropna().iloc[-1] for name in ("wer", "wer_normalized", "cer")}
-    found = {result.metric_name: result.metric_value for result in card.data.eval_results}
-    assert list(found.values()) == [pytest.approx(value, abs=0.005) for value in expected.values()]
+    found = [metric["value"] for metric in front["model-index"][0]["results"][0]["metrics"]]
+    assert found == [pytest.approx(value, abs=0.005) for value in expected.values()]
     run = read_run(str(short_run))
     assert run is not None
     assert run.before is not None
@@ -167,9 +173,15 @@ def test_the_base_model_and_its_licence(short_run: Path, tmp_path: Path) -> None
     config["model"] |= {"random_weights": False, "checkpoint": "openai/whisper-base"}
     (short_run / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     assert main([str(short_run / "best"), str(out), "--num_clips", "1"]) == 0
+<<<<<<< HEAD
     card: Any = ModelCard((out / "hf" / "README.md").read_text(encoding="utf-8"))
     assert card.data.base_model == "openai/whisper-base"
     assert card.data.license == "apache-2.0"
+=======
+    front = ModelCard((out / "hf" / "README.md").read_text(encoding="utf-8")).data.to_dict()
+    assert front["base_model"] == "openai/whisper-base"
+    assert front["license"] == "apache-2.0"
+>>>>>>> export
 
 
 def check(differences: int, tolerated: float, edits: EditCounts) -> Check:
@@ -206,16 +218,21 @@ def test_the_published_vocabulary_is_told_from_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_all_clients_hear_what_we_hear(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_clients_hear_what_we_hear(
+    quickstart_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The quickstart with Whisper's real vocabulary and 30 s of context, in the formats of four clients."""
     model = write_model(tmp_path / "model")
+    take_over(quickstart_run / "runs" / "quickstart" / "best", model)
     run = tmp_path / "run"
-    arguments = [f"--model.checkpoint={model}", f"--trainer.default_root_dir={run}", "--trainer.max_steps=700"]
-    quiet = ["--trainer.enable_progress_bar=false", "--trainer.val_check_interval=350", "--model.max_tokens=24"]
+    arguments = [f"--model.checkpoint={model}", "--model.random_weights=false", f"--trainer.default_root_dir={run}"]
+    arguments += ["--model.learning_rate=0.002", "--trainer.max_steps=300", "--model.max_tokens=24"]
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.val_check_interval=150"]
     assert fit(["fit", "--config=quickstart.yaml", *arguments, *quiet]) == 0
     capsys.readouterr()
-    hypotheses = pd.read_csv(run / "transcripts" / "test.csv")["hypothesis"]
-    assert hypotheses.nunique() > 20, "a degenerate model agrees with everybody"
+    score = read_run(str(run)).after  # type: ignore[union-attr]
+    assert score is not None
+    assert score.rates["wer"].percent < 15, "a degenerate model agrees with everybody"
     for precision, quantization in (("fp32", "float32"), ("fp16", "float16"), ("fp32", "int8")):
         out = tmp_path / quantization
         options = ["--formats", "hf,ct2,ggml,openai", "--precision", precision, "--quantization", quantization]

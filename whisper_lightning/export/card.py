@@ -90,9 +90,9 @@ def _score(path: Path, data: str, *, full_context: bool) -> Score | None:
     table = pd.read_csv(path)
     rates = {}
     for rate, columns in RATES.items():
-        counts = {kind: table[f"{columns}_{kind}"].to_numpy() for kind in ("hits", "substitutions", "deletions")}
-        lengths = counts["hits"] + counts["substitutions"] + counts["deletions"]
-        errors = lengths - counts["hits"] + table[f"{columns}_insertions"].to_numpy()
+        kinds = ("hits", "substitutions", "deletions", "insertions")
+        hits, substitutions, deletions, insertions = (table[f"{columns}_{kind}"].to_numpy() for kind in kinds)
+        lengths, errors = hits + substitutions + deletions, substitutions + deletions + insertions
         percent = 100.0 * errors.sum() / max(1, lengths.sum())
         rates[rate] = Rate(float(percent), *bootstrap_interval(errors, lengths))
     return Score(data, len(table), rates, full_context)

@@ -32,6 +32,10 @@ def write(module: WhisperModule, folder: Path, precision: Precision = "fp32") ->
     dtype = DTYPES[precision]
     module.save_pretrained(folder, {name: tensor.to(dtype) for name, tensor in module.state_dict().items()})
     _edit(folder / "config.json", {"dtype": str(dtype).removeprefix("torch.")})
+    generation = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    if not generation.get("suppress_tokens"):
+        generation.pop("suppress_tokens", None)  # older versions of transformers 4 fail on an empty list
+        _dump(folder / "generation_config.json", generation)
     # The feature extractor stands in it a second time, where transformers 4 takes it for an unknown option.
     (folder / "processor_config.json").unlink(missing_ok=True)
     _edit(folder / "preprocessor_config.json", {"processor_class": "WhisperProcessor"})
