@@ -254,7 +254,7 @@ def test_opus_that_libsndfile_calls_malformed() -> None:
 def test_blocks_are_the_whole_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, rate: int) -> None:
     """Of a second or more each: no seam is heard, whatever the decoder and the resampler."""
     path = tmp_path / name
-    samples = np.random.default_rng(0).normal(0, 0.1, (int(9.5 * rate), 2)).astype(np.float32)
+    samples = np.random.default_rng(0).normal(0, 0.1, (10 * rate, 2)).astype(np.float32)
     if name == "a.m4a":
         write_m4a(path, samples, rate, layout="stereo")
     else:
@@ -266,8 +266,8 @@ def test_blocks_are_the_whole_in_parts(tmp_path: Path, monkeypatch: pytest.Monke
     assert all(len(block) % 16_000 == 0 for block in blocks[:-1])
     joined = torch.cat(blocks)
     assert joined.shape == whole.shape
-    # By FFT, a block's ends are heard a second later, 60 dB below.
-    assert (joined - whole).abs().max() < (1e-3 if rate == 44_099 else 1e-6)
+    # By FFT, a block's ends are still heard a second away, 80 dB below.
+    assert (joined - whole).abs().max() < (1e-5 if rate == 44_099 else 1e-6)
 
 
 def test_a_flaw_after_the_first_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,6 +277,6 @@ def test_a_flaw_after_the_first_block(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(audio, "BLOCK_SECONDS", 1)
     blocks = stream_audio(path)
     assert len(next(blocks)) >= 16_000
-    with pytest.raises(AudioError, match="") as caught:
+    with pytest.raises(AudioError) as caught:
         list(blocks)
     assert caught.value.reason == "truncated"

@@ -126,7 +126,7 @@ def _to_16_khz_mono(blocks: Iterator[Block]) -> Iterator[torch.Tensor]:
         kept = torch.cat([kept, torch.from_numpy(samples.mean(axis=1, dtype=np.float32))])
         if len(kept) > (BLOCK_SECONDS + 2) * rate:
             seconds = len(kept) // rate - 1
-            yield _resample(kept, rate)[before * SAMPLE_RATE_HZ : seconds * SAMPLE_RATE_HZ]
+            yield _resample(kept[: (seconds + 1) * rate], rate)[before * SAMPLE_RATE_HZ : seconds * SAMPLE_RATE_HZ]
             kept, before = kept[(seconds - 1) * rate :], 1
     if len(kept) == 0:
         raise AudioError("empty", "no samples")
