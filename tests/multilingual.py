@@ -5,8 +5,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from tokenizers.pre_tokenizers import ByteLevel
 from safetensors.torch import load_file, save_file
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     GenerationConfig,
     WhisperConfig,

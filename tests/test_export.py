@@ -129,7 +129,7 @@ def test_the_card_tells_the_run(short_run: Path, tmp_path: Path) -> None:
     assert main([str(short_run), str(tmp_path / "out"), "--name", "whisper-mío", "--num_clips", "2"]) == 0
     path = tmp_path / "out" / "hf" / "README.md"
     text = path.read_text(encoding="utf-8")
-    front = ModelCard(text).data.to_dict()
+    front = ModelCard(text).data.to_dict()  # type: ignore[no-untyped-call]
     assert front["language"] == ["es"]
     assert "base_model" not in front
     metrics = pd.read_csv(short_run / "metrics.csv")
@@ -166,7 +166,7 @@ def test_the_base_model_and_its_licence(short_run: Path, tmp_path: Path) -> None
     config["model"] |= {"random_weights": False, "checkpoint": "openai/whisper-base"}
     (short_run / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     assert main([str(short_run / "best"), str(out), "--num_clips", "1"]) == 0
-    front = ModelCard((out / "hf" / "README.md").read_text(encoding="utf-8")).data.to_dict()
+    front = ModelCard((out / "hf" / "README.md").read_text(encoding="utf-8")).data.to_dict()  # type: ignore[no-untyped-call]
     assert front["base_model"] == "openai/whisper-base"
     assert front["license"] == "apache-2.0"
 
