@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -52,5 +53,6 @@ def _open_checkpoint(path: Path) -> WhisperModule:
     except (OSError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"{path} is no checkpoint of a run ({reason}); give a run's folder or its last.ckpt") from None
-    hparams.pop("_instantiator", None)  # LightningCLI's
+    # LightningCLI's own entry goes, and so does an option of another version: the weights do not depend on it.
+    hparams = {name: value for name, value in hparams.items() if name in signature(WhisperModule).parameters}
     return WhisperModule(**hparams | {"random_weights": True, "initial_weights": str(path), "context": "full"})
