@@ -111,7 +111,8 @@ def take_over(learned: Path, folder: Path) -> None:
 
     The first token of each word gets what was learned for the word; positions are taken as far as they go.
     """
-    old, new = load_file(learned / "model.safetensors"), load_file(folder / "model.safetensors")
+    old = {name: tensor.float() for name, tensor in load_file(learned / "model.safetensors").items()}
+    new = load_file(folder / "model.safetensors")
     new |= {name: tensor for name, tensor in old.items() if name in new and tensor.shape == new[name].shape}
     positions, tokens = "model.decoder.embed_positions.weight", "model.decoder.embed_tokens.weight"
     new[positions][: len(old[positions])] = old[positions]
@@ -120,6 +121,6 @@ def take_over(learned: Path, folder: Path) -> None:
     words = {word for sentence in sentences for word in [sentence.split()[0], *map(" {}".format, sentence.split()[1:])]}
     special = {name for name in from_ids.get_vocab() if name.startswith("<|")}
     for text in words | special:
-        ids = (tokenizer(text, add_special_tokens=False).input_ids[0] for tokenizer in (to_ids, from_ids))
-        new[tokens][next(ids)] = old[tokens][next(ids)]
+        to_id, from_id = (tokens_of(text, add_special_tokens=False).input_ids[0] for tokens_of in (to_ids, from_ids))
+        new[tokens][to_id] = old[tokens][from_id]
     save_file(new, folder / "model.safetensors", metadata={"format": "pt"})
