@@ -74,8 +74,8 @@ def test_long_silence_is_in_no_window() -> None:
     rng = np.random.default_rng(0)
     speech, silence = babble(rng, 10), rng.normal(0, 1e-3, 60 * RATE)
     windows = windows_of(np.concatenate([silence, speech, silence, speech, silence]))
-    assert [round(window.start / RATE, 1) for window in windows] == [59.9, 129.9]
-    assert [round(window.stop / RATE, 1) for window in windows] == [70.1, 140.1]
+    assert [round(window.start / RATE, 2) for window in windows] == [59.95, 129.95]
+    assert [round(window.stop / RATE, 2) for window in windows] == [70.2, 140.2]
 
 
 def test_a_stretch_without_a_pause_is_cut_where_it_is_least_loud() -> None:
