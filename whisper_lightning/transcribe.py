@@ -134,9 +134,9 @@ def transcribe(module: WhisperModule, paths: Sequence[Path], batch_size: int = 1
             recordings.append(_listen(path, max_seconds))
         except AudioError as error:
             yield Skipped(path, error)
-    total = sum(window.stop - window.start for each in recordings for window in each.windows) / SAMPLE_RATE_HZ
+    total = sum(window.stop - window.start for each in recordings for window in each.windows)
     bar_format = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}]"
-    with tqdm(total=total, desc="transcribing", bar_format=bar_format) as bar:
+    with tqdm(total=total, desc="transcribing", unit_scale=1 / SAMPLE_RATE_HZ, bar_format=bar_format) as bar:
         waiting: list[_Piece] = []
         for recording in recordings:
             if not recording.windows:
@@ -188,7 +188,7 @@ def _decode(module: WhisperModule, pieces: list[_Piece], batch_size: int, bar: t
             recording.segments[piece.number] = segment
             if len(recording.segments) == len(recording.windows):
                 yield _finish(module, recording)
-            bar.update((stop - start) / SAMPLE_RATE_HZ)
+            bar.update(stop - start)
 
 
 def _texts(module: WhisperModule, waveforms: list[torch.Tensor]) -> list[tuple[str, bool]]:
