@@ -323,6 +323,15 @@ def test_mistakes_are_one_line(
     assert said in one_error(capsys)
 
 
+def test_a_wrong_second_model_is_named_before_anything_is_decoded(
+    corpus: Path, random_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = tmp_path / "report"
+    assert main([str(random_model), "runs/none", f"--data={corpus / 'test.csv'}", f"--report={report}"]) == 2
+    assert "runs/none" in one_error(capsys)
+    assert list(report.iterdir()) == []  # reading the test set leaves a rejected.csv
+
+
 def test_a_missing_package_is_named_before_anything_is_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -89,6 +89,8 @@ def transcribe_test_set(
     """
     transcripts: list[dict[int, str]] = []
     rejected: dict[tuple[int, str], Rejected] = {}
+    for model in models[1:]:
+        open_one(model)  # so that a wrong name is not found after an hour of decoding
     for model in models:
         decoded, split = _decode(open_one(model), data, folder)
         transcripts.append(decoded)
