@@ -6,15 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from tests.conftest import MODEL
 from whisper_lightning.data.loader import Batch, collate
 from whisper_lightning.data.shards import Utterance
 from whisper_lightning.errors import UserError
-from whisper_lightning.model.module import GRADIENT_SCALE, WhisperModule
+from whisper_lightning.model.module import GRADIENT_SCALE, SpeechBatch, WhisperModule
 from whisper_lightning.model.optim import learning_rate_factor, parameter_groups
 from whisper_lightning.model.whisper import load_whisper
 from whisper_lightning.text import IGNORE_INDEX
@@ -148,6 +150,23 @@ def test_the_training_step_does_not_wait_for_the_device() -> None:
 
     with Watch():  # type: ignore[no-untyped-call]
         loss_of(module, batch).backward()  # type: ignore[no-untyped-call]
+
+
+def test_gradients_live_only_until_the_optimizer_step(tmp_path: Path) -> None:
+    kept = []
+
+    class Watched(WhisperModule):
+        def training_step(self, batch: SpeechBatch, batch_idx: int) -> torch.Tensor:
+            kept.append(any(p.grad is not None for p in self.parameters()))
+            return super().training_step(batch, batch_idx)
+
+    module = Watched(checkpoint=str(MODEL), random_weights=True)
+    trainer = Trainer(
+        max_steps=2, accumulate_grad_batches=2, accelerator="cpu", default_root_dir=tmp_path, logger=False
+    )
+    batches: DataLoader[Batch] = DataLoader([make_batch(module)] * 4, batch_size=None)  # type: ignore[arg-type]
+    trainer.fit(module, batches)
+    assert kept == [False, True, False, True]
 
 
 def test_padding_of_the_batch_changes_no_loss_at_equal_context() -> None:

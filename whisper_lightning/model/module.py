@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import FSDPStrategy
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
@@ -159,6 +161,17 @@ class WhisperModule(LightningModule):
             "train/learning_rate": optimizer.param_groups[0]["lr"],
         }
         self._group_sums, self._group_tokens = [], 0
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: torch.optim.Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Step, and free the gradients: Lightning would keep them through the next forward pass, and validations."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        optimizer.zero_grad()
 
     def take_step_metrics(self) -> dict[str, torch.Tensor | float]:
         """Give loss, gradient norm and learning rate of the optimizer step just finished, once; else nothing."""
