@@ -86,6 +86,28 @@ def test_one_line_for_each_mistake(
     )
 
 
+@pytest.mark.parametrize("name", ["hf", "ct2"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    name: str, untrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resource = pytest.importorskip("resource")  # not on Windows
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        status = main([str(untrained), str(tmp_path / "out"), "--formats", name, "--num_clips", "1", *CLIPS])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert status == 2
+    assert str(tmp_path / "out") in one_error(capsys)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_place_that_is_none(untrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert main([str(untrained), str(tmp_path / "file" / "out"), "--num_clips", "1", *CLIPS]) == 2
+    assert "cannot be written" in one_error(capsys)
+
+
 def test_hf_and_ct2_hear_the_same(untrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--formats", "hf,ct2", "--quantization", "float32", "--num_clips", "6", *CLIPS]
     assert main([str(untrained), str(tmp_path / "out"), *arguments]) == 0

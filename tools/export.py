@@ -15,7 +15,7 @@ from rich.table import Table
 from whisper_lightning.audio import AudioError, load_audio
 from whisper_lightning.data.manifest import read_manifest
 from whisper_lightning.data.shards import ShardIndex
-from whisper_lightning.errors import UserError
+from whisper_lightning.errors import UserError, is_full_disk
 from whisper_lightning.export.card import Run, model_card, read_run
 from whisper_lightning.export.check import FORMATS, Check, Clip, check_request, export
 from whisper_lightning.model.trained import open_model
@@ -52,6 +52,11 @@ def main(args: list[str] | None = None) -> int:
             (options.out / FORMATS["hf"] / "README.md").write_text(card, encoding="utf-8", newline="\n")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if not isinstance(error, OSError) and not is_full_disk(error):
+            raise
+        print(f"error: {options.out}: the export cannot be written ({error}); choose another folder", file=sys.stderr)
         return 2
     return report(checks)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -115,6 +116,8 @@ def export(
 
     Raises:
         UserError: As `check_request`.
+        OSError: It cannot be written; torch and safetensors raise their own errors for a full disk. What was not
+            finished is gone.
     """
     check_request(module, folder, formats)
     folder.mkdir(parents=True, exist_ok=True)
@@ -123,7 +126,8 @@ def export(
     checks = []
     for name in formats:
         path = folder / FORMATS[name]
-        client, program = _write(module, name, path, decoding, precision, quantization)
+        _write(module, name, path, precision, quantization)
+        client, program = _open(module, name, path, decoding)
         start = time.perf_counter()
         theirs = [client(clip.waveform) for clip in tqdm(clips, desc=program, unit="clip", leave=False)]
         seconds = time.perf_counter() - start
@@ -145,19 +149,38 @@ def export(
     return checks
 
 
-def _write(
-    module: WhisperModule, name: str, path: Path, decoding: Decoding, precision: Precision, quantization: Quantization
-) -> tuple[Client, str]:
-    """Write one format; give the client that has opened it, and its name."""
+def _write(module: WhisperModule, name: str, path: Path, precision: Precision, quantization: Quantization) -> None:
+    """Write one format; what has its final name is whole."""
+    fresh = path.with_name(f"{path.name}.new")
+    _remove(fresh)  # a kill's
+    try:
+        if name == "hf":
+            hf.write(module, fresh, precision)
+        elif name == "ct2":
+            ct2.write(module, fresh, quantization)
+        elif name == "ggml":
+            ggml.write(module, fresh)
+        else:
+            openai.write(module, fresh, precision)
+        fresh.replace(path)
+    finally:
+        _remove(fresh)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _open(module: WhisperModule, name: str, path: Path, decoding: Decoding) -> tuple[Client, str]:
+    """Give the client that has opened an export, and its name."""
     if name == "hf":
-        hf.write(module, path, precision)
         return hf.open_client(path, decoding), "transformers"
     if name == "ct2":
-        ct2.write(module, path, quantization)
         program = ct2.client(module)
         return ct2.open_client(path, decoding, program), program
     if name == "ggml":
-        ggml.write(module, path)
         return ggml.open_client(path, decoding), "whisper.cpp"
-    openai.write(module, path, precision)
     return openai.open_client(path, decoding), "openai-whisper"
