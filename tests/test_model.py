@@ -152,6 +152,15 @@ def test_the_training_step_does_not_wait_for_the_device() -> None:
         loss_of(module, batch).backward()  # type: ignore[no-untyped-call]
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
+def test_no_step_uses_what_transformers_gives_up() -> None:
+    module = make_module(max_tokens=3)
+    batch: Any = make_batch(module)
+    assert torch.isfinite(module.training_step(batch, 0))
+    with torch.no_grad():
+        assert len(module.eval().validation_step(batch, 0).hypotheses) == len(SENTENCES)
+
+
 def test_gradients_live_only_until_the_optimizer_step(tmp_path: Path) -> None:
     kept = []
 

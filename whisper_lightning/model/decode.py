@@ -40,9 +40,8 @@ def greedy_decode(
     inputs = torch.tensor([list(prompt)], device=device).expand(batch_size, -1)
     always, at_first = _suppressed(whisper, device)
     for position in range(len(prompt), limit):
-        states = whisper.model.decoder(
-            input_ids=inputs, encoder_hidden_states=encoder_states, past_key_values=cache, use_cache=True
-        ).last_hidden_state
+        # By position: transformers 5.24 gave the cache another name.
+        states = whisper.model.decoder(inputs, None, encoder_states, cache, use_cache=True).last_hidden_state
         logits = whisper.proj_out(states[:, -1])
         logits = logits.index_fill(1, torch.cat([always, at_first]) if position == len(prompt) else always, -torch.inf)
         tokens = logits.argmax(dim=1)

@@ -94,9 +94,8 @@ def decoder_states(
     """
     # Without a cache transformers looks for packed sequences in the position ids, and each look waits for the device.
     empty = EncoderDecoderCache(DynamicCache(), DynamicCache())
-    states = whisper.model.decoder(
-        input_ids=decoder_input_ids, encoder_hidden_states=encoder_states, past_key_values=empty, use_cache=False
-    )
+    # By position: transformers 5.24 gave the cache another name.
+    states = whisper.model.decoder(decoder_input_ids, None, encoder_states, empty, use_cache=False)
     return cast("torch.Tensor", states.last_hidden_state)
 
 
