@@ -26,7 +26,7 @@ SILENCE_SECONDS = 0.5
 """Silence that is farther than this from every sound separates, whatever the level of a pause."""
 LEAD_SECONDS = 0.05
 """Silence that stays before a window's first sound. Utterances begin at once, and small models expect it: the
-quickstart's, with up to half a second of silence before the words, errs eight times as often; after them, no more."""
+quickstart's, with up to half a second of silence before the words, errs several times as often; after them, no more."""
 PAUSE_SHARE = 0.15
 """A pause is quieter than this share of the way, in decibels, from the recording's floor to its loudest sound."""
 DEPTH_DB = 12.0

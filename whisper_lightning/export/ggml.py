@@ -97,6 +97,7 @@ def open_client(path: Path, decoding: Decoding) -> Client:
     )
 
     def transcribe(waveform: torch.Tensor) -> str:
+        """Transcribe `(N,)` at 16 kHz."""
         padded = np.pad(waveform.numpy(), (0, max(0, SHORTEST_SAMPLES - len(waveform))))
         return " ".join(segment.text.strip() for segment in model.transcribe(padded)).strip()
 

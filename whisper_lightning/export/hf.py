@@ -95,6 +95,7 @@ def open_client(folder: Path, decoding: Decoding) -> Client:
     }
 
     def transcribe(waveform: torch.Tensor) -> str:
+        """Transcribe `(N,)` at 16 kHz."""
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()  # else it warns at each clip that max_new_tokens goes before max_length
         try:

@@ -90,6 +90,7 @@ def open_client(path: Path, decoding: Decoding) -> Client:
     )
 
     def transcribe(waveform: torch.Tensor) -> str:
+        """Transcribe `(N,)` at 16 kHz."""
         features = whisper.log_mel_spectrogram(whisper.pad_or_trim(waveform), n_mels=model.dims.n_mels)
         return str(whisper.decode(model, features, options).text).strip()
 

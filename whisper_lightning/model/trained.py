@@ -29,9 +29,10 @@ def open_model(source: str, *, language: str | None = None, task: Task = "transc
     path = Path(source)
     if path.is_file():
         return _open_checkpoint(path).eval()
-    runs = sorted(config.parent.name for config in path.parent.glob("*/config.yaml"))
-    if runs and not path.exists():  # the hub has no such model either, and offline it takes minutes to say so
-        raise UserError(f"there is no run {source!r}; in that folder are {', '.join(runs)}")
+    if not path.exists():
+        runs = sorted(config.parent.name for config in path.parent.glob("*/config.yaml"))
+        if runs:  # the hub has no such model either, and offline it takes minutes to say so
+            raise UserError(f"there is no run {source!r}; in that folder are {', '.join(runs)}")
     if (path / "best" / "config.json").is_file():
         source = str(path / "best")
     elif (path / "config.yaml").is_file() and not (path / "config.json").is_file():
