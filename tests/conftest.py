@@ -1,6 +1,7 @@
 """Data for the tests, made from what the quickstart ships."""
 
 import csv
+import os
 import shutil
 import subprocess
 import sys
@@ -75,6 +76,25 @@ def one_error(capsys: pytest.CaptureFixture[str]) -> str:
     assert len(line) == 1, error
     assert "Traceback" not in error
     return line[0]
+
+
+def _folder_named_by(variable: str) -> Path:
+    """Give the folder that an environment variable names; skip the test where there is none."""
+    if variable not in os.environ:
+        pytest.skip(f"{variable} names no folder")
+    return Path(os.environ[variable])
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Path:
+    """The published openai/whisper-base in Hugging Face layout, which WHISPER_BASE names."""
+    return _folder_named_by("WHISPER_BASE")
+
+
+@pytest.fixture(scope="session")
+def real_speech() -> Path:
+    """Real Spanish speech: a folder with train.csv, val.csv and test.csv, which SPEECH names."""
+    return _folder_named_by("SPEECH")
 
 
 @pytest.fixture(scope="session")
