@@ -13,6 +13,7 @@ MAY_IMPORT = {
     "text": {"errors"},
     "metrics": {"errors"},
     "scoring": {"errors", "text"},
+    "terminal": set[str](),
     "loggers": {"errors"},
     "data": {"errors", "audio", "text", "data"},
     "windows": {"audio"},
@@ -20,7 +21,7 @@ MAY_IMPORT = {
     "callbacks": {"errors", "model", "metrics", "text", "callbacks"},
     "export": {"errors", "audio", "text", "metrics", "model", "export"},
     "report": {"errors", "audio", "text", "scoring", "metrics", "data", "model", "report"},
-    "cli": {"errors", "loggers", "data", "model", "callbacks", "text"},
+    "cli": {"errors", "loggers", "data", "model", "callbacks", "terminal", "text"},
     "transcribe": {"errors", "audio", "windows", "text", "model"},
     "__main__": {"cli"},
     "__init__": set[str](),
@@ -47,7 +48,7 @@ def test_imports_go_one_way(path: Path) -> None:
     assert not {name.split(".")[0] for name in names} & {"tools", "tests"}
 
 
-@pytest.mark.parametrize("leaf", ["audio", "text", "metrics", "scoring", "errors"])
+@pytest.mark.parametrize("leaf", ["audio", "text", "metrics", "scoring", "errors", "terminal"])
 def test_leaves_know_no_lightning(leaf: str) -> None:
     assert not any(name.startswith("lightning") for name in imported(PACKAGE / f"{leaf}.py"))
 

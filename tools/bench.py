@@ -30,6 +30,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
 
 from whisper_lightning.model.cost import training_flops
+from whisper_lightning.terminal import read_command_line
 
 MIB = 2**20
 COMMON = {"num_mel_bins": 80, "vocab_size": 51_865, "max_source_positions": 1500, "max_target_positions": 448}
@@ -222,7 +223,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--num_test", type=int, default=64, help="utterances of each evaluation")
     parser.add_argument("--full_share", type=float, nargs="+", default=[0.0, 0.15], help="of ours, one column each")
     parser.add_argument("--quick", action="store_true", help="4 steps, 2 evaluations, 64 and 8 utterances")
-    given = parser.parse_args(args)
+    given = read_command_line(parser, args)
     if given.quick:
         given.max_steps, given.evaluations, given.num_train, given.num_test = 4, 2, 64, 8
     corpus = given.out / f"corpus-{given.num_train}-{given.num_test}"

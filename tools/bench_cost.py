@@ -25,6 +25,7 @@ from transformers import WhisperConfig
 from whisper_lightning.model.cost import num_parameters, rows_at_once, training_memory_bytes
 from whisper_lightning.model.optim import parameter_groups
 from whisper_lightning.model.whisper import VariableLengthWhisper, label_loss, training_states
+from whisper_lightning.terminal import read_command_line
 
 MIB, GIB = 2**20, 2**30
 NUM_TOKENS = 27
@@ -77,7 +78,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--sizes", nargs="*", choices=SHAPES, default=["tiny", "base"], help="to measure")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--mixed", action="store_true", help="bf16 autocast")
-    given = parser.parse_args(args)
+    given = read_command_line(parser, args)
     os.environ["MALLOC_MMAP_THRESHOLD_"] = str(MIB)  # for the processes that are started
     heading = f"{'bf16' if given.mixed else 'fp32'}, batch of {given.batch_size}"
     print(f"| {heading} | step, s | ms per padded second | peak, MiB | by the function, MiB | error |")

@@ -27,6 +27,7 @@ from whisper_lightning.audio import SAMPLE_RATE_HZ
 from whisper_lightning.data.datamodule import Split
 from whisper_lightning.data.plan import Plan, PlannedBatch, PlanOptions
 from whisper_lightning.data.shards import BLOCK_BYTES, FORMAT_VERSION, RECORD, ShardIndex
+from whisper_lightning.terminal import read_command_line
 
 SHARD_UTTERANCES = 500
 FULL_SAMPLES = 30 * SAMPLE_RATE_HZ
@@ -120,7 +121,7 @@ def main(args: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--utterances", type=int, nargs="+", default=[1_000, 100_000, 10_000_000], help="sizes")
     parser.add_argument("--repeats", type=int, default=3, help="the fastest of so many is printed")
-    options = parser.parse_args(args)
+    options = read_command_line(parser, args)
     columns = []
     for num_utterances in options.utterances:
         with tempfile.TemporaryDirectory() as folder:

@@ -32,6 +32,7 @@ from whisper_lightning.data.plan import PlanOptions, plan_epoch
 from whisper_lightning.metrics import EditCounts, word_edits
 from whisper_lightning.model.module import WhisperModule
 from whisper_lightning.model.trained import open_model
+from whisper_lightning.terminal import read_command_line
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart"
 CONTEXT = {"max_source_positions": 1500}
@@ -160,7 +161,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--tasks", nargs="+", choices=["quickstart", "sentences"], default=["quickstart", "sentences"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--max_steps", type=int, default=60, help="steps of fine-tuning, of 16 utterances each")
-    given = parser.parse_args(args)
+    given = read_command_line(parser, args)
     rows = ["| task | training | own length, WER % | 30 s, WER % |", "|---|---|---|---|"]
     for task in make_tasks(given.out):
         if task.name not in given.tasks:

@@ -24,6 +24,7 @@ from whisper_lightning.report.results import evaluate, write_table
 from whisper_lightning.report.tables import make_tables, to_latex, to_markdown, write_p_value
 from whisper_lightning.report.transcripts import DataOptions, transcribe_test_set
 from whisper_lightning.scoring import numbers_as_words
+from whisper_lightning.terminal import read_command_line
 
 
 def name_models(sources: Sequence[str]) -> list[str]:
@@ -50,7 +51,7 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--columns", nargs=2, metavar=("AUDIO", "SENTENCE"), help="names of the two columns")
     parser.add_argument("--batch_size", type=int, default=16, help="utterances decoded together (default 16)")
     parser.add_argument("--num_workers", type=int, default=2, help="processes that read audio (default 2)")
-    return parser.parse_args(args)
+    return read_command_line(parser, args)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from whisper_lightning.errors import UserError, is_full_disk
 from whisper_lightning.export.card import Run, model_card, read_run
 from whisper_lightning.export.check import FORMATS, Check, Clip, check_request, export
 from whisper_lightning.model.trained import open_model
+from whisper_lightning.terminal import read_command_line
 
 NUM_SHOWN = 10
 """Differing clips that are shown of each format."""
@@ -36,7 +37,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--num_clips", type=int, default=100, help="at most so many of them")
     parser.add_argument("--language", help="language, where the model does not say")
     parser.add_argument("--name", help="what the model card calls the model; by default as its folder")
-    options = parser.parse_args(args)
+    options = read_command_line(parser, args)
     formats = list(dict.fromkeys(options.formats.split(",")))
     try:
         module = open_model(options.model, language=options.language)

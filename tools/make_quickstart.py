@@ -19,6 +19,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, WhisperConfig, WhisperFeatureExtractor, WhisperTokenizer
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
+from whisper_lightning.terminal import read_command_line
+
 VERBS = ("enciende", "apaga", "sube", "baja")
 OBJECTS = ("la luz", "la música", "la radio", "la televisión", "la calefacción", "el ventilador")
 PLACES = ("de la cocina", "de la habitación", "del baño", "del salón", "del sótano", "del comedor")
@@ -153,7 +155,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "configs" / "quickstart")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other clips and another split")
     parser.add_argument("--num_workers", type=int, default=1, help="processes; the result does not depend on it")
-    given = parser.parse_args(args)
+    given = read_command_line(parser, args)
     words = sorted({word for sentence in SENTENCES for word in sentence.split()})
     tokenizer = make_tokenizer(words, SHAPE["max_target_positions"])
     make_model(given.out / "model", tokenizer, **SHAPE, vocab_size=len(tokenizer))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from whisper_lightning.data.build import build_shards
 from whisper_lightning.errors import UserError
+from whisper_lightning.terminal import read_command_line
 
 
 def main(args: list[str] | None = None) -> int:
@@ -21,7 +22,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--audio_root", type=Path, help="folder that audio paths are relative to")
     parser.add_argument("--columns", nargs=2, metavar=("AUDIO", "SENTENCE"), help="names of the two columns")
     parser.add_argument("--num_workers", type=int, help="processes; one per processor by default")
-    options = parser.parse_args(args)
+    options = read_command_line(parser, args)
     try:
         if not options.csv.is_file():
             raise UserError(f"{options.csv}: no such file")

@@ -30,6 +30,7 @@ import soundfile
 from tqdm import tqdm
 
 from whisper_lightning.errors import UserError
+from whisper_lightning.terminal import read_command_line
 
 SAMPLE_RATE = 16_000  # Hz
 OPUS_BITS_PER_SECOND = 16_000
@@ -327,7 +328,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--num_workers", type=int, default=1, help="processes; the result does not depend on it")
     parser.add_argument("--format", choices=FORMATS, default="flac", help="ogg and opus are both Opus in Ogg")
     parser.add_argument("--voices", nargs="+", default=DEFAULT_VOICES, metavar="VOICE", help="such as es es-419+f2")
-    given = parser.parse_args(args)
+    given = read_command_line(parser, args)
     try:
         table = synthesize_corpus(
             read_sentences(given.sentences),

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from whisper_lightning.errors import UserError
 from whisper_lightning.model.trained import open_model
+from whisper_lightning.terminal import read_command_line
 from whisper_lightning.transcribe import (
     FORMATS,
     Skipped,
@@ -34,7 +35,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("transcripts"), help="where they go; transcripts by default")
     parser.add_argument("--language", help="spoken language; by default the one that the model was trained for")
     parser.add_argument("--batch_size", type=int, default=16, help="windows that are decoded at once")
-    options = parser.parse_args(args)
+    options = read_command_line(parser, args)
     try:
         return _transcribe(options)
     except UserError as error:

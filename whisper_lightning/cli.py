@@ -25,6 +25,7 @@ from whisper_lightning.data.datamodule import SpeechDataModule
 from whisper_lightning.errors import Interrupted, UserError, is_full_disk
 from whisper_lightning.loggers import WandbOptions, make_loggers
 from whisper_lightning.model.module import WhisperModule
+from whisper_lightning.terminal import expand_home, print_anything
 from whisper_lightning.text import language_code
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class NamedConfig(ActionConfigFile):
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """Replace the name by the path of a shipped file, where the working directory has none."""
-        path = find_shipped(str(values))
+        path = find_shipped(expand_home(str(values)))
         if not path.is_file():
             shipped = sorted(path.name for folder in CONFIG_FOLDERS for path in folder.glob("*.yaml"))
             raise UserError(f"--config: there is no file {values!r}; shipped are {', '.join(shipped)}")
@@ -96,7 +97,7 @@ class WhisperCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Refuse impossible combinations before any work, and find shipped files."""
-        config = self.config[self.config.subcommand]
+        config = expand_home(self.config[self.config.subcommand])
         for group, keys in (("data", ("train", "val", "test", "predict", "checkpoint")), ("model", ("checkpoint",))):
             for key in keys:
                 if isinstance(config[group][key], str) and find_shipped(config[group][key]).exists():
@@ -216,6 +217,7 @@ def main(args: list[str] | None = None) -> int:
         0; 2 after a user's mistake or with a full disk, shown as one line; 75 when a signal stopped the run where it
         can be continued, 130 when Ctrl-C did.
     """
+    print_anything()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("httpx", "transformers", "lightning.pytorch.utilities.rank_zero", "fsspec"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

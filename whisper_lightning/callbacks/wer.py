@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import random
+import sys
 from dataclasses import asdict, dataclass
 from functools import reduce
 from pathlib import Path
@@ -185,9 +186,11 @@ def _render(title: str, rows: list[Scored]) -> str:
     table.add_column("hypothesis")
     for row in rows:
         table.add_row(f"{row.words.percent:.0f}", row.reference, row.hypothesis)
-    out = io.StringIO()
+    # With lines that the terminal's encoding has.
+    out = io.TextIOWrapper(io.BytesIO(), sys.stdout.encoding or "utf-8", errors="backslashreplace")
     Console(file=out, width=120).print(table, markup=False)
-    return out.getvalue()
+    out.seek(0)
+    return out.read()
 
 
 def _write(rows: list[Scored], path: Path) -> None:
