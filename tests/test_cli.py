@@ -1,6 +1,7 @@
 """The command line for real: runs of a few steps, what they leave, and one line for each mistake."""
 
 import csv
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import MODEL, copy_corpus, one_error, quick_arguments
 from whisper_lightning.cli import main
+from whisper_lightning.data.build import build_shards
 
 
 def test_fit_leaves_everything_in_its_folder(corpus: Path, tmp_path: Path) -> None:
@@ -90,6 +92,30 @@ def test_too_long_for_the_model_is_rejected_not_cut(corpus: Path, tmp_path: Path
     assert main(quick_arguments(corpus, run)) == 0
     reasons = set(pd.read_csv(run / "rejected.csv")["reason"])
     assert reasons == {"too long", "too many tokens"}
+
+
+def test_special_tokens_are_rejected_by_name(corpus: Path, tmp_path: Path) -> None:
+    """In a CSV, and in a folder of shards that was built when they were let through."""
+    with (corpus / "train.csv").open("a", encoding="utf-8") as file:
+        file.write("audio/000000.opus,hola <@0.00@> amigo\n")
+    with (corpus / "test.csv").open("a", encoding="utf-8") as file:
+        file.write("audio/000000.opus,hola<|endoftext|>\n")
+    folder = tmp_path / "shards"
+    info = build_shards(corpus / "train.csv", folder, num_workers=0).info
+    content = (folder / "000000.tar").read_bytes().replace(b"<@0.00@>", b"<|0.00|>")
+    (folder / "000000.tar").write_bytes(content)
+    info["shards"][0]["sha256"] = hashlib.sha256(content).hexdigest()
+    del info["options"]["reading"]
+    (folder / "index.json").write_text(json.dumps(info), encoding="utf-8")
+    run = tmp_path / "run"
+    arguments = [f"--data.train={folder}", "--data.max_rejected_fraction=0.5", "--trainer.max_steps=2"]
+    assert main([*quick_arguments(corpus, run), *arguments]) == 0
+    rejected = pd.read_csv(run / "rejected.csv")
+    assert list(rejected["split"][:2]) == ["train", "val"]
+    assert list(rejected["reason"][:2]) == ["special token", "special token"]
+    assert list(rejected["row"][:2]) == [26, 10]
+    assert "<|0.00|>" in rejected["detail"][0]
+    assert "<|endoftext|>" in rejected["detail"][1]
 
 
 def losses(run: Path) -> list[float]:

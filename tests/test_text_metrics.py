@@ -35,6 +35,21 @@ def test_text_survives(encoder: LabelEncoder) -> None:
         assert encoder.decode(encoder.encode(row["sentence"])) == row["sentence"]
 
 
+@pytest.mark.parametrize("checkpoint", [str(MODEL), pytest.param(None, marks=pytest.mark.real)])
+def test_text_never_becomes_a_special_token(checkpoint: str | None, request: pytest.FixtureRequest) -> None:
+    """The published tokenizer has the time stamps as tokens that it does not even call special."""
+    tokenizer = load_processor(checkpoint or str(request.getfixturevalue("real_model"))).tokenizer
+    encoder = LabelEncoder(tokenizer)
+    first_special = min(*encoder.prompt, encoder.end)
+    for sentence in ("hola <|0.00|> amigo<|endoftext|>", "<|<|es|>|>", "a <|startoftranscript|> b <| c"):
+        ids = encoder.encode(sentence)[len(encoder.prompt) : -1]
+        assert max(ids) < first_special
+        assert "".join(tokenizer.convert_ids_to_tokens(ids)).replace("Ġ", " ") == sentence
+    # Where there is nothing of the kind, it is the tokenizer's own encoding.
+    plain = "¿Qué tal, niño? 2 < 3 | 4 > 1"
+    assert encoder.encode(plain)[len(encoder.prompt) : -1] == tokenizer(plain, add_special_tokens=False).input_ids
+
+
 @pytest.mark.parametrize(("name", "code"), [("es", "es"), ("Spanish", "es"), ("catalan", "ca"), ("PT", "pt")])
 def test_languages(name: str, code: str) -> None:
     assert language_code(name) == code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,8 +101,13 @@ class LabelEncoder:
         self.end: int = vocabulary["<|endoftext|>"]
 
     def encode(self, sentence: str) -> list[int]:
-        """Give prompt, text and end token of one sentence."""
-        text: list[int] = self._tokenizer(sentence, add_special_tokens=False).input_ids
+        """Give prompt, text and end token of one sentence.
+
+        What a sentence has of special tokens (`<|0.00|>`, `<|endoftext|>`) is encoded as the characters that it is
+        written with: a tokenizer would make the tokens of it.
+        """
+        parts = re.split(r"(?<=<)(?=\|)", sentence)
+        text = [token for part in parts for token in self._tokenizer(part, add_special_tokens=False).input_ids]
         return [*self.prompt, *text, self.end]
 
     def decode(self, tokens: Sequence[int]) -> str:

@@ -27,7 +27,7 @@ import torch
 from tqdm import tqdm
 
 from whisper_lightning.audio import SAMPLE_RATE_HZ, AudioError, load_audio
-from whisper_lightning.data.manifest import Row, read_manifest
+from whisper_lightning.data.manifest import READING, Row, read_manifest
 from whisper_lightning.data.remote import FileInfo
 from whisper_lightning.data.shards import BLOCK_BYTES, FORMAT_VERSION, RECORD, Rejected, ShardIndex, json_offset, padded
 from whisper_lightning.data.transfer import local_path
@@ -80,8 +80,7 @@ def build_shards(
         "columns": None if columns is None else list(columns),
         "require_sentence": require_sentence,
         "rows_per_shard": rows_per_shard,
-        "version": FORMAT_VERSION,
-    }
+    } | {"version": FORMAT_VERSION, "reading": READING}
     fingerprint = _fingerprint(source, options)
     if (current := _open_current(folder, fingerprint)) is not None:
         return current
@@ -272,8 +271,8 @@ class _RowError(ValueError):
 
 def _add(tar: tarfile.TarFile, shard: int, row: Row, require_sentence: bool) -> tuple[int, ...]:
     """Add one utterance to a tar and give its entry in the table."""
-    if row.problem:
-        raise _RowError(row.problem if row.problem == "not a local file" else "broken row", row.problem)
+    if row.reason:
+        raise _RowError(row.reason, row.problem)
     if require_sentence and not row.sentence:
         raise _RowError("empty sentence", "there is no sentence")
     waveform = load_audio(Path(row.path))

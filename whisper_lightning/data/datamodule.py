@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from whisper_lightning.audio import SAMPLE_RATE_HZ, SAMPLES_PER_POSITION
 from whisper_lightning.data.build import build_shards
 from whisper_lightning.data.loader import BatchDataset, EpochLoader
+from whisper_lightning.data.manifest import special_token
 from whisper_lightning.data.plan import WINDOW_SHARDS, Plan, PlanOptions, plan_epoch
 from whisper_lightning.data.remote import RemoteFolder, default_cache
 from whisper_lightning.data.shards import Rejected, ShardIndex
@@ -240,6 +241,13 @@ class SpeechDataModule(LightningDataModule):
                 detail = f"{num_tokens} tokens; the model takes {self.max_label_tokens}"
                 rejected.append(Rejected(text.row, text.sentence, "too many tokens", detail))
                 admitted[i] = False
+        # Who built them did not reject such rows yet. Remote ones would have to be downloaded for it, every shard.
+        if index.reading < 2 and index.remote is None:
+            for i in np.flatnonzero(admitted):
+                text = index.read_text(int(i))
+                if token := special_token(text.sentence):
+                    rejected.append(Rejected(text.row, text.audio, "special token", f"{token} in the sentence"))
+                    admitted[i] = False
         return np.flatnonzero(admitted).astype(np.int32), rejected
 
     def _check(self, name: str) -> None:

@@ -207,6 +207,13 @@ class ShardIndex:
         return str(self.info["fingerprint"])
 
     @property
+    def reading(self) -> int:
+        """The `READING` of the rows that it was built from."""
+        options = self.info.get("options")
+        reading = options.get("reading") if isinstance(options, dict) else None
+        return reading if isinstance(reading, int) else 1
+
+    @property
     def num_samples(self) -> np.ndarray:
         """Length of each utterance in samples, `(U,)`."""
         return np.asarray(self.table["num_samples"])
