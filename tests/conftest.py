@@ -1,6 +1,7 @@
 """Data for the tests, made from what the quickstart ships."""
 
 import csv
+import json
 import os
 import shutil
 import subprocess
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart"
 MODEL = QUICKSTART / "model"
@@ -49,6 +52,34 @@ def copy_corpus(folder: Path, num_train: int = 24, num_test: int = 8) -> Path:
 def corpus(tmp_path: Path) -> Path:
     """A small corpus in a folder with blanks and accents in its name."""
     return copy_corpus(tmp_path / "mis grabaciones en español")
+
+
+def publish(folder: Path, **changes: object) -> Path:
+    """Write the quickstart's model with random weights as OpenAI's are published: float16, no language, no task.
+
+    Args:
+        folder: Where.
+        changes: Other values in its config.json.
+    """
+    shutil.copytree(MODEL, folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+    path = folder / "generation_config.json"
+    generation = json.loads(path.read_text(encoding="utf-8"))
+    del generation["language"], generation["task"]
+    path.write_text(json.dumps(generation), encoding="utf-8")
+    torch.manual_seed(12)  # a model that says something, and ends
+    state = WhisperForConditionalGeneration(WhisperConfig.from_pretrained(folder)).state_dict()
+    del state["proj_out.weight"]  # the token embedding
+    halved = {name: tensor.half() for name, tensor in state.items()}
+    save_file(halved, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as published, to read only."""
+    return publish(tmp_path_factory.mktemp("published") / "whisper-mínimo")
 
 
 def quick_arguments(corpus: Path, run: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Whisper's real multilingual vocabulary, out of the openai-whisper package, and small models that use it."""
+"""Whisper's real vocabularies, out of the openai-whisper package, and small models that use them."""
 
 import json
 from itertools import pairwise
@@ -17,8 +17,6 @@ from transformers import (
 from whisper.tokenizer import get_tokenizer
 
 from tests.conftest import QUICKSTART, read_rows
-
-END, START = 50257, 50258
 
 
 def merges_of(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
@@ -46,35 +44,38 @@ def byte_letters() -> dict[int, str]:
     return letters
 
 
-def multilingual_tokenizer(num_languages: int = 99) -> WhisperTokenizer:
-    """Whisper's tokenizer, as Hugging Face has it."""
-    encoding = get_tokenizer(True, num_languages=num_languages).encoding
+def multilingual_tokenizer(num_languages: int = 99, *, multilingual: bool = True) -> WhisperTokenizer:
+    """Whisper's tokenizer, or that of the English models, as Hugging Face has it."""
+    encoding = get_tokenizer(multilingual, num_languages=num_languages).encoding
     ranks: dict[bytes, int] = encoding._mergeable_ranks
     letters = byte_letters()
 
     def written(token: bytes) -> str:
         return "".join(letters[byte] for byte in token)
 
-    vocab = {written(token): rank for token, rank in ranks.items()} | {"<|endoftext|>": END}
+    vocab = {written(token): rank for token, rank in ranks.items()} | {"<|endoftext|>": encoding.eot_token}
     tokenizer = WhisperTokenizer(vocab=vocab, merges=[(written(a), written(b)) for a, b in merges_of(ranks)])
     specials = sorted(encoding._special_tokens.items(), key=lambda item: item[1])
-    names = [name for name, i in specials if i > END and not name.startswith("<|0") and "." not in name]
+    names = [name for name, i in specials if i > encoding.eot_token and not name.startswith("<|0") and "." not in name]
     tokenizer.add_special_tokens({"additional_special_tokens": names})
     tokenizer.add_tokens([name for name, i in specials if "." in name])
     assert tokenizer.get_vocab() == vocab | dict(specials)
     return tokenizer
 
 
-def write_model(folder: Path, *, num_mel_bins: int = 80, num_languages: int = 99, width: int = 64) -> Path:
-    """Write a small Whisper with random weights, real vocabulary and 30 s of context."""
-    tokenizer = multilingual_tokenizer(num_languages)
+def write_model(
+    folder: Path, *, num_mel_bins: int = 80, num_languages: int = 99, width: int = 64, multilingual: bool = True
+) -> Path:
+    """Write a small Whisper with random weights, real vocabulary and 30 s of context, in the files of the published."""
+    tokenizer = multilingual_tokenizer(num_languages, multilingual=multilingual)
     ids = tokenizer.get_vocab()
-    special = {"bos_token_id": END, "eos_token_id": END, "pad_token_id": END, "decoder_start_token_id": START}
+    end = ids["<|endoftext|>"]
+    special = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end, "decoder_start_token_id": end + 1}
     config = WhisperConfig(
         vocab_size=len(ids),
         num_mel_bins=num_mel_bins,
         suppress_tokens=[],
-        begin_suppress_tokens=[220, END],
+        begin_suppress_tokens=[220, end],
         d_model=width,
         encoder_layers=2,
         decoder_layers=1,
@@ -86,17 +87,18 @@ def write_model(folder: Path, *, num_mel_bins: int = 80, num_languages: int = 99
     )
     torch.manual_seed(0)
     model = WhisperForConditionalGeneration(config)
+    languages = {
+        "lang_to_id": {name: i for name, i in ids.items() if end + 1 < i < ids["<|translate|>"]},
+        "task_to_id": {"transcribe": ids["<|transcribe|>"], "translate": ids["<|translate|>"]},
+    }
     model.generation_config = GenerationConfig(
-        begin_suppress_tokens=[220, END],
+        begin_suppress_tokens=[220, end],
         suppress_tokens=[],
-        is_multilingual=True,
-        lang_to_id={name: i for name, i in ids.items() if START < i < ids["<|translate|>"]},
-        task_to_id={"transcribe": ids["<|transcribe|>"], "translate": ids["<|translate|>"]},
-        language="<|es|>",
-        task="transcribe",
+        is_multilingual=multilingual,
         no_timestamps_token_id=ids["<|notimestamps|>"],
         return_timestamps=False,
         max_length=448,
+        **(languages if multilingual else {}),
         **special,
     )
     model.save_pretrained(folder)

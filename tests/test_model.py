@@ -18,7 +18,6 @@ from whisper_lightning.data.shards import Utterance
 from whisper_lightning.errors import UserError
 from whisper_lightning.model.module import GRADIENT_SCALE, SpeechBatch, WhisperModule
 from whisper_lightning.model.optim import learning_rate_factor, parameter_groups
-from whisper_lightning.model.whisper import load_whisper
 from whisper_lightning.text import IGNORE_INDEX
 
 SENTENCES = ["enciende la luz de la cocina", "apaga la radio", "sube la música del baño", "baja la luz"]
@@ -211,7 +210,7 @@ def test_only_matrices_decay() -> None:
 
 def test_a_folder_without_weights_names_the_remedy() -> None:
     with pytest.raises(UserError, match="random_weights"):
-        load_whisper(str(MODEL), random_weights=False, language="es", task="transcribe")
+        WhisperModule(checkpoint=str(MODEL))
 
 
 def test_saved_generation_config(tmp_path: Path) -> None:

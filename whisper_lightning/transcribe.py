@@ -209,8 +209,7 @@ def _texts(module: WhisperModule, waveforms: list[torch.Tensor]) -> list[tuple[s
 
 def _finish(module: WhisperModule, recording: _Recording) -> Transcript:
     segments = [segment for _, segment in sorted(recording.segments.items()) if segment.text]
-    language = str(module.whisper.generation_config.language)
-    return Transcript(recording.path, recording.num_samples / SAMPLE_RATE_HZ, language, segments)
+    return Transcript(recording.path, recording.num_samples / SAMPLE_RATE_HZ, module.encoder.language, segments)
 
 
 def write_transcript(transcript: Transcript, stem: Path, formats: Sequence[str]) -> None:

@@ -114,7 +114,7 @@ def model_card(
     base: str | None = source
     if run is not None:
         base = None if run.config["model"]["random_weights"] else run.config["model"]["checkpoint"]
-    language = str(module.whisper.generation_config.language)
+    language = module.encoder.language
     front = yaml.safe_dump(_front_matter(name, language, base, run), sort_keys=False, allow_unicode=True)
     parts = [f"---\n{front}---\n\n# {name}\n\n[English](#english) · [Español](#español)\n"]
     for words in (ENGLISH, SPANISH):
@@ -160,13 +160,14 @@ def _front_matter(name: str, language: str, base: str | None, run: Run | None) -
 def _introduction(
     words: dict[str, str], language: str, module: WhisperModule, base: str | None, run: Run | None
 ) -> str:
+    base = Path(base).name if base is not None and Path(base).exists() else base  # no paths of this machine
     size = sum(parameter.numel() for parameter in module.whisper.parameters()) / 1e6
     if run is None:
         origin = words["exported"].format(base=base)
     elif base is None:
         origin = words["from_scratch"]
     else:
-        origin = words["fine_tuned"].format(base=Path(base).name if Path(base).exists() else base)
+        origin = words["fine_tuned"].format(base=base)
     return f"{origin} {words['speaks'].format(language=language, millions=f'{size:.1f}')}"
 
 

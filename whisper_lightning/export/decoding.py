@@ -46,8 +46,8 @@ class Decoding:
         """Give the decoding of a module's language and task."""
         whisper = module.whisper
         return cls(
-            language=whisper.generation_config.language,
-            task=whisper.generation_config.task,
+            language=module.encoder.language,
+            task=module.encoder.task,
             prompt=tuple(module.encoder.prompt),
             max_tokens=whisper.config.max_target_positions // 2 - 4,
             num_samples=module.full_frames * HOP_LENGTH,

@@ -30,7 +30,7 @@ def write(module: WhisperModule, folder: Path, precision: Precision = "fp32") ->
         precision: Of the weights.
     """
     dtype = DTYPES[precision]
-    module.save_pretrained(folder, {name: tensor.to(dtype) for name, tensor in module.state_dict().items()})
+    module.save_pretrained(folder, dtype=dtype)
     _edit(folder / "config.json", {"dtype": str(dtype).removeprefix("torch.")})
     generation = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
     if not generation.get("suppress_tokens"):
@@ -86,13 +86,8 @@ def open_client(folder: Path, decoding: Decoding) -> Client:
     from transformers.utils import logging
 
     recognize = pipeline("automatic-speech-recognition", model=str(folder), dtype=torch.float32, device="cpu")
-    options = {
-        "language": decoding.language,
-        "task": decoding.task,
-        "num_beams": 1,
-        "do_sample": False,
-        "max_new_tokens": decoding.max_tokens,
-    }
+    # What is not said here is in the generation config that was written: language, task, one beam.
+    options = {"max_new_tokens": decoding.max_tokens}
 
     def transcribe(waveform: torch.Tensor) -> str:
         """Transcribe `(N,)` at 16 kHz."""

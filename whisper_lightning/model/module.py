@@ -21,7 +21,6 @@ from whisper_lightning.model.cost import rows_at_once
 from whisper_lightning.model.decode import greedy_decode
 from whisper_lightning.model.optim import Schedule, learning_rate_factor, parameter_groups
 from whisper_lightning.model.whisper import (
-    VariableLengthWhisper,
     decoder_states,
     label_loss,
     load_whisper,
@@ -106,9 +105,7 @@ class WhisperModule(LightningModule):
         self.max_tokens = max_tokens
         self.processor = load_processor(checkpoint)
         self.encoder = LabelEncoder(self.processor.tokenizer, language, task)
-        self.whisper: VariableLengthWhisper = load_whisper(
-            checkpoint, random_weights=random_weights, language=language, task=task
-        )
+        self.whisper = load_whisper(checkpoint, self.encoder, random_weights=random_weights)
         if initial_weights is not None:
             self._take_weights(Path(initial_weights))
         self.full_frames: int = 2 * self.whisper.config.max_source_positions
@@ -242,15 +239,19 @@ class WhisperModule(LightningModule):
                 "give the last.ckpt of a run of that model"
             ) from None
 
-    def save_pretrained(self, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+    def save_pretrained(
+        self, folder: Path, weights: dict[str, torch.Tensor] | None = None, dtype: torch.dtype = torch.float16
+    ) -> None:
         """Write the model as a Hugging Face folder.
 
         Args:
             folder: Where.
             weights: State of this module to write; its own by default.
+            dtype: Of the weights in the file; float16 by default, as OpenAI published Whisper.
         """
         state = self.state_dict() if weights is None else weights
-        save_whisper(self.whisper, self.processor, folder, {k.removeprefix("whisper."): v for k, v in state.items()})
+        named = {name.removeprefix("whisper."): weight for name, weight in state.items()}
+        save_whisper(self.whisper, self.processor, folder, named, dtype)
 
     def reload(self, folder: Path) -> WhisperModule:
         """Give a module with the same options and the weights of a folder that `save_pretrained` wrote."""

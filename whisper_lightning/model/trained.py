@@ -5,23 +5,22 @@ from __future__ import annotations
 import pickle
 from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import GenerationConfig
 
 from whisper_lightning.errors import UserError
 from whisper_lightning.model.module import WhisperModule
-from whisper_lightning.text import Task
 
 
-def open_model(source: str, *, language: str | None = None, task: Task = "transcribe") -> WhisperModule:
+def open_model(source: str, *, language: str | None = None) -> WhisperModule:
     """Give a module in evaluation mode, on the CPU in float32, with context `full`: as other programs decode.
 
     Args:
         source: A run's folder (its `best/` is taken), a checkpoint file of a run (`last.ckpt`), a folder in Hugging
             Face layout, or a hub name.
         language: Language that is spoken; by default the one that the model was trained for, else Spanish.
-        task: What the decoder is asked for.
 
     Raises:
         UserError: There is no model, or a run that has no best model yet.
@@ -37,17 +36,22 @@ def open_model(source: str, *, language: str | None = None, task: Task = "transc
         source = str(path / "best")
     elif (path / "config.yaml").is_file() and not (path / "config.json").is_file():
         raise UserError(f"{source}: this run has no best model yet; give its checkpoints/last.ckpt, or validate once")
-    if language is None:
-        language = _trained_language(source) or "es"
-    return WhisperModule(checkpoint=source, language=language, task=task, context="full").eval()
+    trained = _trained_for(source)
+    if language is not None:
+        trained["language"] = language
+    return WhisperModule(checkpoint=source, **trained, context="full").eval()
 
 
-def _trained_language(source: str) -> str | None:
+def _trained_for(source: str) -> dict[str, Any]:
+    """Give language and task as far as the folder names them; published models name neither."""
     try:
-        language = GenerationConfig.from_pretrained(source).language
+        generation = GenerationConfig.from_pretrained(source).to_dict()
     except (OSError, ValueError):
-        return None  # loading the model will say what is missing
-    return None if language is None else str(language).strip("<|>")
+        return {}  # loading the model will say what is missing
+    if generation.get("is_multilingual") is False:
+        return {"language": "en"}
+    named = {name: str(generation[name]) for name in ("language", "task") if generation.get(name) is not None}
+    return {name: value.strip("<|>") for name, value in named.items()}
 
 
 def _open_checkpoint(path: Path) -> WhisperModule:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +14,8 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from whisper_lightning.errors import UserError
-from whisper_lightning.text import Task, language_code, load_config
+from whisper_lightning.model.weights import load_weights
+from whisper_lightning.text import LabelEncoder, first_line, load_config
 
 
 class VariableLengthEncoder(WhisperEncoder):
@@ -37,46 +37,55 @@ class VariableLengthEncoder(WhisperEncoder):
         return BaseModelOutput(last_hidden_state=self.layer_norm(states))
 
 
-class VariableLengthWhisper(WhisperForConditionalGeneration):
-    """`WhisperForConditionalGeneration` with `VariableLengthEncoder`; the state dictionary has the same keys."""
+def load_whisper(checkpoint: str, encoder: LabelEncoder, *, random_weights: bool) -> WhisperForConditionalGeneration:
+    """Load a Whisper by hub name or local folder, in float32, to train and to decode at any length.
 
-    def __init__(self, config: WhisperConfig) -> None:
-        super().__init__(config)
-        # An encoder made here anew would miss its sinusoidal positions, which transformers 5 fills in only from the
-        # outermost class; the class differs in `forward` alone, so the initialised one takes it on.
-        self.model.encoder.__class__ = VariableLengthEncoder
-
-
-def load_whisper(checkpoint: str, *, random_weights: bool, language: str, task: Task) -> VariableLengthWhisper:
-    """Load a Whisper by hub name or local folder, in float32, ready to train and to decode.
-
-    As the usual recipe has it: no forced decoder ids, no suppressed tokens, language and task in the generation
-    config.
+    Args:
+        checkpoint: Hub name, or folder in Hugging Face layout.
+        encoder: Language, task and special tokens; they go into the generation config.
+        random_weights: Take the configuration alone.
 
     Raises:
-        UserError: No model there, or no weights in the folder.
+        UserError: No model there, no weights, or weights of another model.
     """
     config = load_config(checkpoint)
     # LayerDrop draws from torch's CPU generator in the middle of the forward pass; no published Whisper uses it.
     config.encoder_layerdrop = config.decoder_layerdrop = 0.0
-    try:
-        if random_weights:
-            whisper = VariableLengthWhisper(config)
-            whisper.generation_config = GenerationConfig.from_pretrained(checkpoint)
-        else:
-            whisper = VariableLengthWhisper.from_pretrained(checkpoint, config=config, dtype=torch.float32)
-    except OSError as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(
-            f"model.checkpoint: no weights or no generation_config.json in {checkpoint!r}; choose another checkpoint, "
-            f"or set model.random_weights: true to start from scratch ({reason})"
-        ) from None
-    generation = whisper.generation_config
-    generation.forced_decoder_ids = None
-    generation.suppress_tokens = []
-    generation.language = language_code(language)
-    generation.task = task
+    whisper = WhisperForConditionalGeneration(config) if random_weights else load_weights(checkpoint, config)
+    whisper.generation_config = greedy_config(checkpoint, config, encoder)
+    return accept_any_length(whisper)
+
+
+def accept_any_length(whisper: WhisperForConditionalGeneration) -> WhisperForConditionalGeneration:
+    """Give a model `VariableLengthEncoder`; the state dictionary has the same keys."""
+    # The classes differ in `forward` alone, so the encoder that is there takes it on.
+    whisper.model.encoder.__class__ = VariableLengthEncoder
     return whisper
+
+
+def greedy_config(checkpoint: str, config: WhisperConfig, encoder: LabelEncoder) -> GenerationConfig:
+    """Give the generation config with which other programs decode as we do: greedily, and no token suppressed.
+
+    What is missing in an older folder, or the whole file, follows from the tokenizer.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    try:
+        generation = GenerationConfig.from_pretrained(checkpoint)
+    except Exception as error:
+        path = Path(checkpoint) / "generation_config.json"
+        if path.is_file():
+            raise UserError(f"{path} cannot be read ({first_line(error)}); delete it, or copy it again") from None
+        generation = GenerationConfig(begin_suppress_tokens=encoder.blanks(), return_timestamps=False)
+    if generation.max_length is None:
+        generation.max_length = config.max_target_positions
+    ours: dict[str, Any] = {"forced_decoder_ids": None, "suppress_tokens": [], "num_beams": 1, **encoder.special_ids()}
+    if encoder.is_multilingual:
+        ours |= {"language": encoder.language, "task": encoder.task}
+    for name, value in ours.items():
+        setattr(generation, name, value)
+    return generation
 
 
 def decoder_states(
@@ -153,18 +162,23 @@ def label_loss(
 
 
 def save_whisper(
-    whisper: WhisperForConditionalGeneration, processor: Any, folder: Path, weights: dict[str, torch.Tensor]
+    whisper: WhisperForConditionalGeneration,
+    processor: Any,
+    folder: Path,
+    weights: dict[str, torch.Tensor],
+    dtype: torch.dtype,
 ) -> None:
     """Write a Hugging Face folder that `WhisperForConditionalGeneration.from_pretrained` and `pipeline` load.
 
-    The file holds float16, as OpenAI published Whisper; `config.json` says float32, and so they are loaded.
+    Args:
+        whisper: The model.
+        processor: Its tokenizer and feature extractor.
+        folder: Where.
+        weights: By name; they are emptied.
+        dtype: Of the weights in the file. `config.json` says float32 all the same, and so they are loaded.
     """
     del weights["proj_out.weight"]  # the token embedding once more
-    whisper.save_pretrained(folder, state_dict={name: tensor.half() for name, tensor in weights.items()})
+    whisper.save_pretrained(folder, state_dict={name: tensor.to(dtype) for name, tensor in weights.items()})
     processor.save_pretrained(folder)
     # transformers 5 leaves this file out, and other clients look for it.
     processor.feature_extractor.save_pretrained(folder)
-    path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["architectures"] = ["WhisperForConditionalGeneration"]
-    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,58 @@
+"""Weights from files that others wrote: all of them, or none."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from transformers import WhisperConfig, WhisperForConditionalGeneration
+from transformers.utils import logging
+
+from whisper_lightning.errors import UserError
+from whisper_lightning.text import adapter_message, first_line
+
+NUM_NAMED = 3
+"""Weights that a message names."""
+COMPUTED = {"model.encoder.embed_positions.weight"}
+"""What transformers fills in as trained when a file lacks it: sinusoids."""
+
+
+def load_weights(checkpoint: str, config: WhisperConfig) -> WhisperForConditionalGeneration:
+    """Load a Whisper with its weights in float32, and refuse what transformers would replace by random ones.
+
+    Raises:
+        UserError: There are no weights, they cannot be read, or they are not those of the configuration.
+    """
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its table of the same weights would stand above our line
+    try:
+        whisper, report = WhisperForConditionalGeneration.from_pretrained(
+            checkpoint,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    except Exception as error:  # of a damaged file: the libraries name no common kind
+        raise UserError(
+            f"model.checkpoint: no weights that can be read in {checkpoint!r}; choose another checkpoint, or set "
+            f"model.random_weights: true to start from scratch ({first_line(error)})"
+        ) from None
+    finally:
+        logging.set_verbosity(verbosity)
+    unknown = sorted(report["unexpected_keys"])
+    if any(re.search(r"base_model\.|\.base_layer\.|lora_", name) for name in unknown):
+        raise UserError(adapter_message(checkpoint))
+    wrong = [f"{name} is missing" for name in sorted(report["missing_keys"] - COMPUTED)]
+    wrong += [f"{name} is unknown" for name in unknown]
+    shapes = sorted(report["mismatched_keys"])
+    wrong += [f"{name} is {list(found)}, not {list(expected)}" for name, found, expected in shapes]
+    if whisper.proj_out.weight is not whisper.model.decoder.embed_tokens.weight:
+        wrong.append("proj_out.weight is another than model.decoder.embed_tokens.weight, as in no Whisper")
+    if wrong:
+        more = f", and {len(wrong) - NUM_NAMED} more" if len(wrong) > NUM_NAMED else ""
+        raise UserError(
+            f"model.checkpoint: the weights in {checkpoint!r} are not those of the Whisper in its config.json: "
+            f"{', '.join(wrong[:NUM_NAMED])}{more}; choose a whole checkpoint"
+        )
+    return whisper
