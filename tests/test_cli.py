@@ -1,7 +1,6 @@
 """The command line for real: runs of a few steps, what they leave, and one line for each mistake."""
 
 import csv
-import hashlib
 import json
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ import wandb
 from safetensors.torch import load_file
 
 from tests.conftest import MODEL, copy_corpus, one_error, quick_arguments
+from tests.test_shards import to_version_1
 from whisper_lightning.cli import main
 from whisper_lightning.data.build import build_shards
 
@@ -101,12 +101,10 @@ def test_special_tokens_are_rejected_by_name(corpus: Path, tmp_path: Path) -> No
     with (corpus / "test.csv").open("a", encoding="utf-8") as file:
         file.write("audio/000000.opus,hola<|endoftext|>\n")
     folder = tmp_path / "shards"
-    info = build_shards(corpus / "train.csv", folder, num_workers=0).info
+    build_shards(corpus / "train.csv", folder, num_workers=0)
     content = (folder / "000000.tar").read_bytes().replace(b"<@0.00@>", b"<|0.00|>")
     (folder / "000000.tar").write_bytes(content)
-    info["shards"][0]["sha256"] = hashlib.sha256(content).hexdigest()
-    del info["options"]["reading"]
-    (folder / "index.json").write_text(json.dumps(info), encoding="utf-8")
+    to_version_1(folder)
     run = tmp_path / "run"
     arguments = [f"--data.train={folder}", "--data.max_rejected_fraction=0.5", "--trainer.max_steps=2"]
     assert main([*quick_arguments(corpus, run), *arguments]) == 0

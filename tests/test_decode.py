@@ -9,7 +9,7 @@ import torch
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, pipeline
 
 from tests.conftest import QUICKSTART, read_rows
-from whisper_lightning.data.shards import ShardIndex
+from whisper_lightning.data.generations import open_folder
 from whisper_lightning.model import decode
 from whisper_lightning.model.decode import greedy_decode
 from whisper_lightning.model.module import WhisperModule
@@ -66,7 +66,7 @@ def test_pipeline_gives_our_text(quickstart_run: Path) -> None:
     run = quickstart_run / "runs" / "quickstart"
     recognize = pipeline("automatic-speech-recognition", model=str(run / "best"))
     scored = pd.read_csv(run / "transcripts" / "test.csv", keep_default_na=False)
-    shards = ShardIndex.open(QUICKSTART / "test.shards")
+    shards = open_folder(QUICKSTART / "test.shards")
     waveforms = {shards.read(i).key: shards.read(i).waveform.numpy() for i in range(len(shards))}
     for _, row in scored.iterrows():
         heard = recognize({"raw": waveforms[f"{row['key']:08d}"], "sampling_rate": 16_000})

@@ -26,7 +26,7 @@ from whisper_lightning.cli import main
 from whisper_lightning.data import transfer
 from whisper_lightning.data.build import build_shards
 from whisper_lightning.data.remote import RemoteFolder
-from whisper_lightning.data.shards import RECORD, ShardIndex, json_offset
+from whisper_lightning.data.shards import RECORD, RECORDS, ShardIndex, json_offset
 from whisper_lightning.data.transfer import is_remote
 from whisper_lightning.errors import UserError
 
@@ -334,7 +334,10 @@ def claiming(content: bytes, num_samples: int) -> bytes:
 
 
 def hostile_shard(folder: Path, members: list[tuple[tarfile.TarInfo, bytes]], num_samples: int) -> None:
-    """Write a folder of one shard with one utterance, whose members and claims are as given."""
+    """Write a folder of one shard with one utterance, whose members and claims are as given.
+
+    Of version 1, which has no sums: a stranger's would be right.
+    """
     folder.mkdir()
     with tarfile.open(folder / "000000.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
         for member, data in members:
@@ -343,7 +346,7 @@ def hostile_shard(folder: Path, members: list[tuple[tarfile.TarInfo, bytes]], nu
     sound, text = members[0][1], members[-1][1]
     offset = content.index(sound[:4])
     entry = (0, offset, len(sound), len(text), num_samples, 4, 2)
-    np.save(folder / "index.npy", np.array([entry], RECORD))
+    np.save(folder / "index.npy", np.array([entry], RECORDS[1]))
     shard = {"name": "000000.tar", "bytes": len(content), "sha256": "0" * 64}
     info = {"version": 1, "fingerprint": "x", "num_utterances": 1, "num_rows": 1, "shards": [shard]}
     (folder / "index.json").write_text(json.dumps(info), encoding="utf-8")
@@ -444,5 +447,8 @@ def test_folders_without_sums_are_read_here_and_refused_from_afar(folder: Path, 
     assert len(ShardIndex.open(folder)) > 0
     with serve(cage, Faults()) as address, pytest.raises(UserError, match=r"index\.json: .*tools/make_shards\.py"):
         ShardIndex.open(RemoteFolder(f"{address}/shards", cage / "cache", 2**30))
+    with pytest.raises(UserError, match=r"delete its index\.json to have it built anew"):
+        build_shards(cage / "data" / "train.csv", folder, num_workers=0, rows_per_shard=3)
+    (folder / "index.json").unlink()
     index = build_shards(cage / "data" / "train.csv", folder, num_workers=0, rows_per_shard=3)
     assert [file["name"] for file in index.info["files"]] == ["index.npy", "rejected.csv"]

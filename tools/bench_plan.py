@@ -24,9 +24,9 @@ from pathlib import Path
 import numpy as np
 
 from whisper_lightning.audio import SAMPLE_RATE_HZ
-from whisper_lightning.data.datamodule import Split
 from whisper_lightning.data.plan import Plan, PlannedBatch, PlanOptions
 from whisper_lightning.data.shards import BLOCK_BYTES, FORMAT_VERSION, RECORD, ShardIndex
+from whisper_lightning.data.split import Split
 from whisper_lightning.terminal import read_command_line
 
 SHARD_UTTERANCES = 500

@@ -26,7 +26,7 @@ from sentences import draw_sentences, vocabulary
 from synthesize_corpus import synthesize_corpus
 
 from whisper_lightning.cli import main as run
-from whisper_lightning.data.build import build_shards
+from whisper_lightning.data.generations import open_csv
 from whisper_lightning.data.loader import BatchDataset
 from whisper_lightning.data.plan import PlanOptions, plan_epoch
 from whisper_lightning.metrics import EditCounts, word_edits
@@ -135,7 +135,7 @@ def fit(task: Task, folder: Path, train: Path, max_steps: int, learning_rate: fl
 @torch.no_grad()
 def wer(module: WhisperModule, table: Path, full_share: float) -> float:
     """Decode a CSV at full context (share 1) or at the batch's own length (share 0); give the WER in percent."""
-    index = build_shards(table, table.with_suffix(".shards"))
+    index = open_csv(table)
     options = PlanOptions(batch_size=25, full_samples=module.full_frames * 160, full_share=full_share)
     shards = index.table["shard"]
     batches = BatchDataset(index, module.encoder)

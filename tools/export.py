@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from whisper_lightning.audio import AudioError, load_audio
+from whisper_lightning.data.generations import open_folder
 from whisper_lightning.data.manifest import read_manifest
-from whisper_lightning.data.shards import ShardIndex
 from whisper_lightning.errors import UserError, is_full_disk
 from whisper_lightning.export.card import Run, model_card, read_run
 from whisper_lightning.export.check import FORMATS, Check, Clip, check_request, export
@@ -98,9 +98,8 @@ def _training_data(run: Run | None) -> tuple[float | None, int | None]:
     if run is None:
         return None, None
     path = Path(str(run.config["data"]["train"]))
-    folder = path if path.is_dir() else path.with_name(f"{path.stem}.shards")
     try:
-        index = ShardIndex.open(folder)
+        index = open_folder(path if path.is_dir() else path.with_name(f"{path.stem}.shards"))
     except (UserError, OSError):
         return None, None
     return index.info["total_seconds"] / 3600, len(index)

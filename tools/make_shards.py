@@ -10,15 +10,16 @@ import sys
 from pathlib import Path
 
 from whisper_lightning.data.build import build_shards
-from whisper_lightning.errors import UserError
+from whisper_lightning.data.transfer import local_path
+from whisper_lightning.errors import Interrupted, UserError
 from whisper_lightning.terminal import read_command_line
 
 
 def main(args: list[str] | None = None) -> int:
-    """Build the shards and print what came out; 2 after a user's mistake."""
+    """Build the shards and print what came out; 2 after a user's mistake, 75 or 130 when it was stopped."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("csv", type=Path, help="table of audio paths and sentences")
-    parser.add_argument("folder", type=Path, help="where the shards go")
+    parser.add_argument("folder", type=Path, help="where the shards go; one that holds other shards is left as it is")
     parser.add_argument("--audio_root", type=Path, help="folder that audio paths are relative to")
     parser.add_argument("--columns", nargs=2, metavar=("AUDIO", "SENTENCE"), help="names of the two columns")
     parser.add_argument("--num_workers", type=int, help="processes; one per processor by default")
@@ -26,16 +27,23 @@ def main(args: list[str] | None = None) -> int:
     try:
         if not options.csv.is_file():
             raise UserError(f"{options.csv}: no such file")
+        if options.audio_root is not None:
+            local_path("--audio_root", str(options.audio_root))
         index = build_shards(
             options.csv,
             options.folder,
-            audio_root=options.audio_root,
-            columns=options.columns,
+            options.audio_root,
+            options.columns,
             num_workers=options.num_workers,
         )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return stop.exit_code
+    except KeyboardInterrupt:
+        return 130
     num_bytes = sum(shard["bytes"] for shard in index.info["shards"])
     print(f"{len(index)} utterances, {index.info['total_seconds'] / 3600:.2f} h, {num_bytes / 1e6:.1f} MB")
     rejected = index.info["rejected"]

@@ -22,6 +22,7 @@ from whisper_lightning.callbacks.signals import EXIT_CODES
 from whisper_lightning.callbacks.steps import LogSteps
 from whisper_lightning.callbacks.wer import EvaluateWER
 from whisper_lightning.data.datamodule import SpeechDataModule
+from whisper_lightning.data.sources import check_sources, name_sources
 from whisper_lightning.errors import Interrupted, UserError, is_full_disk
 from whisper_lightning.loggers import WandbOptions, make_loggers
 from whisper_lightning.model.module import WhisperModule
@@ -103,6 +104,8 @@ class WhisperCLI(LightningCLI):
                 if isinstance(config[group][key], str) and find_shipped(config[group][key]).exists():
                     config[group][key] = str(find_shipped(config[group][key]))
         language_code(config.model.language)
+        data = config.data
+        check_sources(name_sources(data.train, data.val, data.test, data.predict), self.config.subcommand)
         folder = Path(config.trainer.default_root_dir)
         if self.config.subcommand == "fit":
             _check_fit(config)

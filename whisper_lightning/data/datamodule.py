@@ -2,74 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections import Counter
-from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import pandas as pd
 from lightning.pytorch import LightningDataModule
-from numpy.typing import NDArray
 
-from whisper_lightning.audio import SAMPLE_RATE_HZ, SAMPLES_PER_POSITION
-from whisper_lightning.data.build import build_shards
+from whisper_lightning.audio import SAMPLES_PER_POSITION
+from whisper_lightning.data.generations import open_csv, open_folder
 from whisper_lightning.data.loader import BatchDataset, EpochLoader
-from whisper_lightning.data.manifest import special_token
-from whisper_lightning.data.plan import WINDOW_SHARDS, Plan, PlanOptions, plan_epoch
+from whisper_lightning.data.plan import WINDOW_SHARDS, Plan, PlanOptions
 from whisper_lightning.data.remote import RemoteFolder, default_cache
-from whisper_lightning.data.shards import Rejected, ShardIndex
+from whisper_lightning.data.shards import ShardIndex
+from whisper_lightning.data.sources import choose, name_sources, needed_splits, read_from, tests_on_val
+from whisper_lightning.data.split import Split, admit, warn_of_overlap
 from whisper_lightning.data.transfer import is_remote, local_path
 from whisper_lightning.errors import UserError
 from whisper_lightning.text import LabelEncoder, Task, load_config, load_processor
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Split:
-    """The utterances of one split that the model can take.
-
-    Attributes:
-        index: The shards.
-        members: Positions in the index, ascending.
-        rejected: What was left out, and why.
-    """
-
-    index: ShardIndex
-    members: NDArray[np.int32]
-    rejected: list[Rejected]
-
-    @property
-    def seconds(self) -> float:
-        """Speech of the members, in seconds."""
-        return float(self.index.num_samples[self.members].sum()) / SAMPLE_RATE_HZ
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Changes with the utterances, whatever the folder they are read from."""
-        digest = hashlib.sha256(self.members.tobytes())
-        digest.update(" ".join(shard["sha256"] for shard in self.index.shards).encode())
-        return digest.hexdigest()
-
-    def plan(
-        self, options: PlanOptions, *, seed: int, epoch: int, rank: int = 0, world_size: int = 1, shuffle: bool = True
-    ) -> Plan:
-        """Plan one rank's batches of the members for an epoch, as positions in the index; see `plan_epoch`."""
-        plan = plan_epoch(
-            self.index.num_samples[self.members],
-            self.index.table["shard"][self.members],
-            options,
-            seed=seed,
-            epoch=epoch,
-            rank=rank,
-            world_size=world_size,
-            shuffle=shuffle,
-        )
-        return replace(plan, indices=self.members[plan.indices])
 
 
 class SpeechDataModule(LightningDataModule):
@@ -80,8 +34,8 @@ class SpeechDataModule(LightningDataModule):
 
     Args:
         train: CSV, or folder of shards.
-        val: CSV, folder of shards, or the share of the training utterances (0 to 1) to validate on.
-        test: CSV or folder of shards; what `val` is by default.
+        val: CSV, folder of shards, or the share of the training utterances (0 to 1) to hold out for validation.
+        test: CSV or folder of shards; by default what `val` is, the same held-out utterances too.
         predict: CSV (sentences are not needed) or folder of shards to transcribe; what `test` is by default.
         audio_root: Folder that audio paths are relative to; the CSV's own by default.
         columns: Names of the audio and the sentence column; found by their usual names by default.
@@ -127,12 +81,7 @@ class SpeechDataModule(LightningDataModule):
         context: Literal["full", "dynamic"] = "dynamic",
     ) -> None:
         super().__init__()
-        self.sources: dict[str, str | float] = {"train": train, "val": val}
-        self.sources["test"] = val if test is None else test
-        self.sources["predict"] = self.sources["test"] if predict is None else predict
-        for name, source in self.sources.items():
-            if isinstance(source, str):
-                is_remote(f"data.{name}", source)
+        self.sources = name_sources(train, val, test, predict)
         self.audio_root = None if audio_root is None else local_path("data.audio_root", audio_root)
         self.cache = default_cache() if cache_dir is None else local_path("data.cache_dir", cache_dir)
         if not cache_gib > 0:
@@ -152,11 +101,12 @@ class SpeechDataModule(LightningDataModule):
         self.max_label_tokens: int = config.max_target_positions
         self.encoder = LabelEncoder(load_processor(checkpoint).tokenizer, language, task)
         self.splits: dict[str, Split] = {}
+        self._opened: dict[str, ShardIndex] = {}
 
     @property
     def test_is_val(self) -> bool:
         """Whether the best model is chosen on the same utterances that are reported."""
-        return self.sources["test"] == self.sources["val"]
+        return tests_on_val(self.sources)
 
     def prepare_data(self) -> None:
         """Build missing shards, on one process of each machine."""
@@ -165,49 +115,47 @@ class SpeechDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Open the shards, leave out what this model cannot take, and report it."""
-        for name in self._needed():
+        trainer, needed = self.trainer, self._needed()
+        assert trainer is not None
+        for name in needed:
             if name not in self.splits:
                 self.splits[name] = self._split(name)
                 self._check(name)
-        trainer = self.trainer
-        if trainer is not None and trainer.is_global_zero:
+        if trainer.is_global_zero:
             self._write_rejected(Path(trainer.default_root_dir) / "rejected.csv")
+            for name in needed if stage == "fit" else ():
+                if name != "train":
+                    warn_of_overlap(self.splits["train"], self.splits[name], name)
 
     def _needed(self) -> list[str]:
         assert self.trainer is not None
-        names = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"], "predict": ["predict"]}
-        return names[str(self.trainer.state.fn.value)]  # type: ignore[union-attr]
+        return needed_splits(self.sources, str(self.trainer.state.fn.value))  # type: ignore[union-attr]
 
     def _shards(self, name: str) -> ShardIndex:
-        """Open the folder of shards that holds a split, building it from a CSV if need be."""
-        source = self.sources[name]
-        if not isinstance(source, str):
-            source = self.sources["train"]
-            assert isinstance(source, str)
-        if is_remote(f"data.{name}", source):
-            return ShardIndex.open(RemoteFolder(source, self.cache, self.cache_bytes))
+        """Open the folder of shards that holds a split, building it from a CSV if need be; the same one for good."""
+        source = read_from(self.sources, name)
+        if source in self._opened:
+            return self._opened[source]
         path = Path(source)
-        if path.is_dir():
-            return ShardIndex.open(path)
-        if not path.is_file():
+        if is_remote(f"data.{name}", source):
+            index = ShardIndex.open(RemoteFolder(source, self.cache, self.cache_bytes))
+        elif path.is_dir():
+            index = open_folder(path)
+        elif path.is_file():
+            options = (self.audio_root, self.columns)
+            index = open_csv(path, *options, require_sentence=name != "predict")
+        else:
             raise UserError(f"data.{name}: there is no CSV and no folder of shards at {source!r}")
-        return build_shards(
-            path,
-            path.with_name(f"{path.stem}.shards"),
-            audio_root=self.audio_root,
-            columns=self.columns,
-            require_sentence=name != "predict",
-        )
+        self._opened[source] = index
+        return index
 
     def _split(self, name: str) -> Split:
         index = self._shards(name)
         self._warn_of_small_cache(name, index)
-        members, rejected = self._admit(index)
-        share = self.sources["val"]
-        if isinstance(share, float) and name in ("train", "val", "test"):
-            order = np.random.Generator(np.random.PCG64(self.seed)).permutation(len(members))
-            cut = max(1, round(share * len(members)))
-            members = members[np.sort(order[cut:] if name == "train" else order[:cut])]
+        required = name != "predict" or isinstance(self.sources[name], float)
+        limits = (self.full_samples, self.max_label_tokens)
+        members, rejected = admit(index, *limits, self.encoder, require_sentence=required)
+        members = members[choose(self.sources, name, len(members), self.seed)]
         return Split(index, members, index.rejected() + rejected)
 
     def _warn_of_small_cache(self, name: str, index: ShardIndex) -> None:
@@ -223,32 +171,6 @@ class SpeechDataModule(LightningDataModule):
                 needed / 2**30,
                 index.remote,
             )
-
-    def _admit(self, index: ShardIndex) -> tuple[NDArray[np.int32], list[Rejected]]:
-        """Leave out utterances longer than the model's context or its longest label."""
-        rejected = []
-        admitted = np.ones(len(index), dtype=bool)
-        for i in np.flatnonzero(index.num_samples > self.full_samples):
-            text = index.read_text(int(i))
-            seconds, limit = index.num_samples[i] / SAMPLE_RATE_HZ, self.full_samples / SAMPLE_RATE_HZ
-            rejected.append(Rejected(text.row, text.audio, "too long", f"{seconds:.1f} s; the model takes {limit:g} s"))
-            admitted[i] = False
-        # A token has at least one byte, so only sentences with many bytes can have too many tokens.
-        for i in np.flatnonzero(index.table["text_bytes"] + 5 > self.max_label_tokens):
-            text = index.read_text(int(i))
-            num_tokens = len(self.encoder.encode(text.sentence))
-            if admitted[i] and num_tokens > self.max_label_tokens:
-                detail = f"{num_tokens} tokens; the model takes {self.max_label_tokens}"
-                rejected.append(Rejected(text.row, text.sentence, "too many tokens", detail))
-                admitted[i] = False
-        # Who built them did not reject such rows yet. Remote ones would have to be downloaded for it, every shard.
-        if index.reading < 2 and index.remote is None:
-            for i in np.flatnonzero(admitted):
-                text = index.read_text(int(i))
-                if token := special_token(text.sentence):
-                    rejected.append(Rejected(text.row, text.audio, "special token", f"{token} in the sentence"))
-                    admitted[i] = False
-        return np.flatnonzero(admitted).astype(np.int32), rejected
 
     def _check(self, name: str) -> None:
         """Say what was read and left out; stop when too much was.

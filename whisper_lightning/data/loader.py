@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,6 +13,7 @@ from whisper_lightning.audio import SAMPLE_RATE_HZ, SAMPLES_PER_POSITION
 from whisper_lightning.data.augment import augment
 from whisper_lightning.data.plan import PlannedBatch
 from whisper_lightning.data.shards import ShardIndex, Utterance
+from whisper_lightning.data.workers import obey_the_main_process, starting_workers
 from whisper_lightning.errors import UserError
 from whisper_lightning.text import LabelEncoder
 
@@ -152,7 +149,7 @@ class EpochLoader:
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
             multiprocessing_context="spawn" if num_workers else None,
-            worker_init_fn=_obey_the_main_process,
+            worker_init_fn=_start_worker,
         )
         self._plan = plan
         self._position = position
@@ -189,7 +186,7 @@ class EpochLoader:
         resumed_epoch, start = self._resume
         self._remaining.batches = planned[start:] if epoch == resumed_epoch else planned
         self._remaining.epoch = epoch
-        with _signals_blocked():
+        with starting_workers():
             batches = iter(self._loader)  # starts the workers, which inherit what is blocked
         for batch in batches:
             if isinstance(batch, UserError):
@@ -197,31 +194,5 @@ class EpochLoader:
             yield batch
 
 
-STOPPING = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)}
-"""What stops a run. The main process saves then, and needs its workers for it."""
-
-
-def _obey_the_main_process(worker: int) -> None:
-    """Let nobody but the main process end a worker: a cluster signals every process of a job, workers included."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # Linux
-        threading.Thread(target=_wait_for_the_main_process, daemon=True).start()
-
-
-def _wait_for_the_main_process() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
-
-
-@contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Block what stops a run, for processes started meanwhile; what arrives here is delivered afterwards."""
-    if not hasattr(signal, "sigwaitinfo"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def _start_worker(number: int) -> None:
+    obey_the_main_process()

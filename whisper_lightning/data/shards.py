@@ -12,8 +12,10 @@ import hashlib
 import io
 import json
 import os
+import zlib
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -26,18 +28,27 @@ from whisper_lightning.audio import MAX_SECONDS, SAMPLE_RATE_HZ
 from whisper_lightning.data.remote import FileInfo, RemoteFolder, index_files, is_file_info
 from whisper_lightning.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_VERSION_1 = [
+    ("shard", "<i4"),
+    ("offset", "<i8"),  # of the FLAC bytes in the tar
+    ("flac_bytes", "<i4"),
+    ("json_bytes", "<i4"),
+    ("num_samples", "<i4"),
+    ("text_bytes", "<i4"),  # of the sentence in UTF-8
+    ("row", "<i8"),
+]
 RECORD = np.dtype(
     [
-        ("shard", "<i4"),
-        ("offset", "<i8"),  # of the FLAC bytes in the tar
-        ("flac_bytes", "<i4"),
-        ("json_bytes", "<i4"),
-        ("num_samples", "<i4"),
-        ("text_bytes", "<i4"),  # of the sentence in UTF-8
-        ("row", "<i8"),
+        *_VERSION_1,
+        ("flac_crc", "<u4"),  # CRC-32: every read is checked, at a hundredth of the price of decoding it
+        ("json_crc", "<u4"),
+        ("sound", "<u8"),  # the first 8 bytes of sha256: of the samples as they were decoded,
+        ("sentence", "<u8"),  # and of the sentence; to find the same ones in other folders
     ]
 )
+RECORDS = {1: np.dtype(_VERSION_1), FORMAT_VERSION: RECORD}
+"""What index.npy holds, by version; folders of version 1 are read, without what they do not say."""
 BLOCK_BYTES = 512
 """Tar's unit: a header is one block, data is padded to whole ones."""
 MAX_SAMPLES = int(MAX_SECONDS * SAMPLE_RATE_HZ)
@@ -90,7 +101,7 @@ def _check_info(info: Any) -> None:
         ValueError: With what is wrong.
     """
     index_files(info)
-    if info.get("version") != FORMAT_VERSION:
+    if type(info.get("version")) is not int or info["version"] not in RECORDS:
         raise ValueError("index.json is of another version")
     shards = info.get("shards")
     if not isinstance(shards, list):
@@ -107,7 +118,7 @@ def _check_table(table: np.ndarray, info: dict[str, Any]) -> None:
     Raises:
         ValueError: With what is wrong.
     """
-    if table.dtype != RECORD or table.ndim != 1:
+    if table.dtype != RECORDS[info["version"]] or table.ndim != 1:
         raise ValueError("index.npy is of another version")
     if len(table) != info.get("num_utterances"):
         raise ValueError(f"index.npy has {len(table)} utterances, index.json {info.get('num_utterances')}")
@@ -133,22 +144,20 @@ def _check_table(table: np.ndarray, info: dict[str, Any]) -> None:
 class ShardIndex:
     """Random access to the utterances of a folder of shards.
 
-    Picklable: a worker process opens the folder anew instead of receiving the table.
+    Picklable: a worker process opens the folder anew instead of receiving the table, when it first reads, and compares
+    it with what the main process has opened.
 
     Attributes:
         folder: The folder; where the shards are remote, the one that holds their index.
         remote: Where the shards are, unless they are in the folder.
-        info: What `index.json` says.
-        table: One `RECORD` per utterance, mapped from disk.
+        lease: What keeps the folder from being cleared away while this process reads it; see `generations.py`.
     """
 
-    def __init__(self, folder: Path, remote: RemoteFolder | None = None) -> None:
+    def __init__(self, folder: Path, remote: RemoteFolder | None = None, identity: str = "") -> None:
         self.folder = folder
         self.remote = remote
-        self.info: dict[str, Any] = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-        self.table = np.lib.format.open_memmap(
-            folder / "index.npy", mode="r"
-        )  # unlike np.load: no archives, no pickles
+        self.lease: object = None
+        self._identity = identity
         self._files: OrderedDict[tuple[int, int], BinaryIO] = OrderedDict()
 
     @classmethod
@@ -160,24 +169,48 @@ class ShardIndex:
                 shard is missing or cut.
         """
         remote, folder = (source, source.fetch_index()) if isinstance(source, RemoteFolder) else (None, source)
+        index = cls(folder, remote)
+        table, info = index.table, index.info
         try:
-            index = cls(folder, remote)
-            _check_info(index.info)
-            _check_table(index.table, index.info)
-            index._check_sum()
-        except (OSError, ValueError, TypeError, OverflowError, RecursionError, MemoryError) as error:
-            remedy = "build the shards again" + (f" (index in {folder})" if remote else "")
-            raise UserError(f"{source}: not a folder of shards that can be used: {error}; {remedy}") from None
+            _check_table(table, info)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise index._unusable(error) from None
         if remote is None:
             index._check_sizes()
         return index
 
-    def _check_sum(self) -> None:
-        """Compare index.npy with its sum; folders of older builds have none."""
-        for listed in index_files(self.info)[:1]:
-            with (self.folder / "index.npy").open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != listed["sha256"]:
+    @cached_property
+    def info(self) -> dict[str, Any]:
+        """What `index.json` says."""
+        try:
+            content = (self.folder / "index.json").read_bytes()
+            info: dict[str, Any] = json.loads(content)
+            _check_info(info)
+        except (OSError, ValueError, TypeError, OverflowError, RecursionError, MemoryError) as error:
+            raise self._unusable(error) from None
+        identity = hashlib.sha256(content).hexdigest()
+        if self._identity not in ("", identity):
+            raise UserError(f"{self.folder}: other shards stand there than when the run began; start it again")
+        self._identity = identity
+        return info
+
+    @cached_property
+    def table(self) -> np.ndarray:
+        """One record per utterance, mapped from disk."""
+        listed = index_files(self.info)  # folders of the oldest builds have no sums
+        path = self.folder / "index.npy"
+        try:
+            with path.open("rb") as file:
+                if listed and hashlib.file_digest(file, "sha256").hexdigest() != listed[0]["sha256"]:
                     raise ValueError("index.npy is damaged, or belongs to another index.json")
+            return np.lib.format.open_memmap(path, mode="r")  # unlike np.load: no archives, no pickles
+        except Exception as error:  # a header of .npy is Python, which can be wrong in many ways
+            raise self._unusable(error) from None
+
+    def _unusable(self, error: Exception) -> UserError:
+        remedy = "build the shards again" + (f" (index in {self.folder})" if self.remote else "")
+        problem = " ".join(str(error).split()) or type(error).__name__
+        return UserError(f"{self.remote or self.folder}: not a folder of shards that can be used: {problem}; {remedy}")
 
     def _check_sizes(self) -> None:
         for shard in self.shards:
@@ -189,8 +222,9 @@ class ShardIndex:
                     "it is built again"
                 )
 
-    def __reduce__(self) -> tuple[type[ShardIndex], tuple[Path, RemoteFolder | None]]:
-        return (ShardIndex, (self.folder, self.remote))
+    def __reduce__(self) -> tuple[type[ShardIndex], tuple[Path, RemoteFolder | None, str]]:
+        assert "info" in vars(self), "an index that nobody has opened"
+        return (ShardIndex, (self.folder, self.remote, self._identity))
 
     def __len__(self) -> int:
         return len(self.table)
@@ -200,11 +234,6 @@ class ShardIndex:
         """Name, size in bytes and sha256 of each shard."""
         shards: list[FileInfo] = self.info["shards"]
         return shards
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes when CSV or options change."""
-        return str(self.info["fingerprint"])
 
     @property
     def reading(self) -> int:
@@ -241,6 +270,7 @@ class ShardIndex:
         offset, flac_bytes = int(entry["offset"]), int(entry["flac_bytes"])
         skip = json_offset(offset, flac_bytes) - offset
         data = self._read(int(entry["shard"]), offset, skip + int(entry["json_bytes"]))
+        self._check_crc(entry, "flac_crc", data[:flac_bytes])
         promised = ("FLAC", SAMPLE_RATE_HZ, 1, entry["num_samples"])
         try:
             with soundfile.SoundFile(io.BytesIO(data[:flac_bytes])) as file:
@@ -264,7 +294,12 @@ class ShardIndex:
         start = json_offset(int(entry["offset"]), int(entry["flac_bytes"]))
         return self._utterance(entry, torch.empty(0), self._read(int(entry["shard"]), start, int(entry["json_bytes"])))
 
+    def _check_crc(self, entry: np.void, field: str, data: bytes) -> None:
+        if self.info["version"] > 1 and zlib.crc32(data) != entry[field]:
+            raise self._damaged(entry)
+
     def _utterance(self, entry: np.void, waveform: torch.Tensor, encoded: bytes) -> Utterance:
+        self._check_crc(entry, "json_crc", encoded)
         row = int(entry["row"])
         try:
             text = json.loads(encoded)
@@ -293,11 +328,15 @@ class ShardIndex:
         if self.remote is not None:
             return self.remote.read(self.shards[shard], offset, num_bytes)
         key = (os.getpid(), shard)
-        if key not in self._files:
-            if len(self._files) >= 16:
-                self._files.popitem(last=False)[1].close()
-            self._files[key] = (self.folder / self.shards[shard]["name"]).open("rb")
-        self._files.move_to_end(key)
-        file = self._files[key]
-        file.seek(offset)
-        return file.read(num_bytes)
+        path = self.folder / self.shards[shard]["name"]
+        try:
+            if key not in self._files:
+                if len(self._files) >= 16:
+                    self._files.popitem(last=False)[1].close()
+                self._files[key] = path.open("rb")
+            self._files.move_to_end(key)
+            file = self._files[key]
+            file.seek(offset)
+            return file.read(num_bytes)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror or error}); build the shards again") from None

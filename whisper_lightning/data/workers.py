@@ -1,0 +1,70 @@
+"""Processes beside the main one: what stops a run reaches them through it alone, and they end when it does."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import process, resource_tracker, util
+
+STOPPING = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)}
+"""What stops a run. The main process saves then, and needs its workers for it."""
+
+
+@contextmanager
+def starting_workers() -> Iterator[None]:
+    """Block what stops a run, for processes started meanwhile; what arrives here is delivered afterwards."""
+    _make_temporary_folder()
+    if not hasattr(signal, "sigwaitinfo"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        # Python starts this process before the first worker, and unblocks two of these signals when it has.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+_temporary_folder_of = 0
+
+
+def _make_temporary_folder() -> None:
+    """Make the folder for multiprocessing's sockets; one that a worker made would stay when the worker is killed."""
+    global _temporary_folder_of
+    if _temporary_folder_of != os.getpid():
+        _temporary_folder_of = os.getpid()
+        # If another process has started this one, it is theirs so far, and not to be removed with this process.
+        process.current_process()._config["tempdir"] = None  # type: ignore[attr-defined]
+        util.get_temp_dir()
+
+
+def obey_the_main_process() -> None:
+    """Let nobody but the main process end this worker: a cluster signals every process of a job, workers included."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_main_process, daemon=True).start()
+    if hasattr(signal, "sigwaitinfo"):  # Linux
+        threading.Thread(target=_wait_for_its_signal, daemon=True).start()
+
+
+def _wait_for_its_signal() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
+def _end_with_the_main_process() -> None:
+    """End when the main process was killed, and clear up what it could not."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    folder = process.current_process()._config.get("tempdir")  # type: ignore[attr-defined]
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+    os._exit(1)
