@@ -1,5 +1,6 @@
 """Audio: every format in, every fault named; log-mel as transformers computes it."""
 
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import torch
 from transformers import WhisperFeatureExtractor
 
 from whisper_lightning import audio
-from whisper_lightning.audio import AudioError, load_audio, log_mel, mask_log_mel, mel_filters, stream_audio
+from whisper_lightning.audio import AudioError, load_audio, stream_audio
+from whisper_lightning.features import log_mel, mask_log_mel, mel_filters
 
 
 def tone(seconds: float = 1.0, rate: int = 16_000, channels: int = 1) -> np.ndarray:
@@ -90,6 +92,192 @@ def test_cut_m4a(tmp_path: Path) -> None:
     path = write_m4a(tmp_path / "a.m4a", tone(4.0, 44_100), options={"movflags": "faststart"})
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert reason(path) == "truncated"
+
+
+@pytest.mark.parametrize("format_name", sorted(soundfile.available_formats()))
+def test_no_format_is_read_short(tmp_path: Path, format_name: str) -> None:
+    """Whatever libsndfile writes: a file is heard whole, or rejected; also cut, with all its codecs."""
+    noise = np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32)
+    path = tmp_path / f"a.{format_name.lower()}"
+    for subtype in soundfile.available_subtypes(format_name):
+        try:
+            soundfile.write(path, noise, 16_000, format=format_name, subtype=subtype)
+        except (soundfile.LibsndfileError, ValueError):
+            continue  # not at this rate, or not by this version
+        content = path.read_bytes()
+        for share in (1.0, 0.9, 0.5, 0.02):
+            path.write_bytes(content[: int(share * len(content))])
+            try:
+                length = len(load_audio(path))
+            except AudioError:
+                assert share < 1 or format_name not in audio.SOUNDFILE_FORMATS or subtype.startswith("DWVW")
+            else:
+                assert share == 1
+                assert length == pytest.approx(16_000, abs=1000)
+
+
+@pytest.mark.parametrize("size", [0xFFFFFFFF, 0])
+def test_au_written_to_a_pipe(tmp_path: Path, size: int) -> None:
+    soundfile.write(tmp_path / "a.au", tone(1.0), 16_000)
+    content = bytearray((tmp_path / "a.au").read_bytes())
+    content[8:12] = size.to_bytes(4, "big")
+    (tmp_path / "a.au").write_bytes(content)
+    if size:
+        assert len(load_audio(tmp_path / "a.au")) == 16_000
+    else:
+        assert reason(tmp_path / "a.au") == "empty"
+
+
+@pytest.mark.parametrize("name", ["a.ogg", "a.opus", "a.mp3", "a.flac", "a.wav", "a.m4a"])
+@pytest.mark.parametrize("rate", [48_000, 24_000])
+def test_joined_files_are_not_read_in_part(tmp_path: Path, name: str, rate: int) -> None:
+    """`cat a.mp3 b.mp3 > c.mp3`: decoders give the first alone."""
+    path = tmp_path / name
+    container = {"opus": "OGG"}.get(name.split(".")[1])
+    content = b""
+    for seconds, each in ((1.0, 48_000), (2.0, rate)):
+        if name == "a.m4a":
+            write_m4a(path, tone(seconds, each), each)
+        else:
+            soundfile.write(path, tone(seconds, each), each, format=container, subtype="OPUS" if container else None)
+        content += path.read_bytes()
+    # Tags at the end are no second recording.
+    if name == "a.mp3":
+        path.write_bytes(path.read_bytes() + b"APETAGEX" + bytes(5000) + b"TAG" + bytes(125))
+    assert len(load_audio(path)) == pytest.approx(32_000, abs=2000)
+    path.write_bytes(content)
+    assert reason(path) in ("unreadable", "not audio")
+
+
+@pytest.mark.parametrize(
+    ("rate", "channels", "outcome"),
+    [
+        (2**31 - 1, 1, "unreadable"),
+        (10**9, 1, "unreadable"),
+        (1, 1, "unreadable"),
+        (0, 1, "not audio"),
+        (16_000, 500, "unreadable"),
+        (16_000, 0, "not audio"),
+    ],
+)
+def test_what_a_wav_header_claims_takes_no_memory(tmp_path: Path, rate: int, channels: int, outcome: str) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, tone(2.0), 16_000)
+    content = bytearray(path.read_bytes())
+    content[22:24] = channels.to_bytes(2, "little")
+    content[24:28] = rate.to_bytes(4, "little")
+    content[28:32] = min(rate * max(channels, 1) * 2, 2**32 - 1).to_bytes(4, "little")
+    content[32:34] = (2 * channels).to_bytes(2, "little")
+    path.write_bytes(content)
+    assert reason(path) == outcome
+    with pytest.raises(AudioError):
+        list(stream_audio(path))
+
+
+def test_a_flac_of_years(tmp_path: Path) -> None:
+    path = tmp_path / "a.flac"
+    soundfile.write(path, tone(2.0), 16_000)
+    content = bytearray(path.read_bytes())
+    content[21] |= 0x0F
+    content[22:26] = b"\xff\xff\xff\xf0"
+    path.write_bytes(content)
+    assert reason(path) == "too long"
+    with pytest.raises(AudioError):
+        list(stream_audio(path))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit to set")
+def test_a_decoder_without_memory_rejects_its_file(tmp_path: Path) -> None:
+    """Half a minute at 384 kHz, and less address space than it takes; the next file is read."""
+    import resource
+
+    soundfile.write(tmp_path / "long.wav", tone(30.0, 384_000, 2), 384_000)
+    soundfile.write(tmp_path / "short.wav", tone(1.0), 16_000)
+    load_audio(tmp_path / "short.wav")
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**26, before[1]))
+    try:
+        with pytest.raises(AudioError) as caught:
+            list(stream_audio(tmp_path / "long.wav"))
+        assert len(load_audio(tmp_path / "short.wav")) == 16_000
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert caught.value.reason == "unreadable"
+    assert "emory" in str(caught.value) or "allocate" in str(caught.value)
+
+
+@pytest.mark.parametrize("rate", [16_000, 44_100, 48_000])
+def test_nothing_is_cut_from_an_m4a(tmp_path: Path, rate: int) -> None:
+    """AAC fills up its last frame, so a clip decodes to more than it is; the container knows."""
+    assert len(load_audio(write_m4a(tmp_path / "a.m4a", tone(30.0, rate), rate))) == 480_000
+    assert len(load_audio(write_m4a(tmp_path / "a.m4a", tone(2.345, rate), rate))) == pytest.approx(37_520, abs=1)
+    with pytest.raises(AudioError, match=r"30\.001 s; at most 30 s") as caught:
+        load_audio(write_m4a(tmp_path / "a.m4a", tone(30.001, rate), rate))
+    assert caught.value.reason == "too long"
+
+
+@pytest.mark.parametrize("rate", [16_000, 44_100, 8_000])
+@pytest.mark.parametrize("kind", ["constant", "constants", "one sample", "spike", "nothing"])
+def test_what_is_not_a_sound_is_silent(tmp_path: Path, rate: int, kind: str) -> None:
+    samples = np.zeros(2 * rate)
+    if kind == "constant":
+        samples += 0.7
+    elif kind == "constants":
+        samples[:rate], samples[rate:] = 0.3, -0.4
+    elif kind == "one sample":
+        samples = np.full(1, 0.5)
+    elif kind == "spike":
+        samples[rate] = 1.0
+    soundfile.write(tmp_path / "a.wav", samples, rate)
+    assert reason(tmp_path / "a.wav") == "silent"
+
+
+@pytest.mark.parametrize("seconds", [0.06, 1.0])
+def test_a_short_or_quiet_sound_is_one(tmp_path: Path, seconds: float) -> None:
+    soundfile.write(tmp_path / "a.wav", 0.001 * tone(seconds) + 0.01, 16_000, subtype="FLOAT")
+    assert len(load_audio(tmp_path / "a.wav")) == seconds * 16_000
+
+
+@pytest.mark.parametrize("gain", [-1.0, -0.96, -0.7])
+@pytest.mark.parametrize("name", ["a.wav", "a.m4a"])
+def test_channels_that_cancel_are_not_mixed(tmp_path: Path, gain: float, name: str) -> None:
+    """A microphone wired the wrong way round: the mix is silence, or noise alone."""
+    noise = np.random.default_rng(0).normal(0, 0.01, (32_000, 2)).astype(np.float32)
+    one = tone(2.0)
+    stereo = np.concatenate([gain * one, one], axis=1) + noise
+    path = tmp_path / name
+    if name == "a.m4a":
+        write_m4a(path, stereo, 16_000, layout="stereo")
+    else:
+        soundfile.write(path, stereo, 16_000, subtype="FLOAT")
+    errors = (load_audio(path).numpy()[:, None] - stereo)[800:-800]
+    # The louder one; where both are as loud, either.
+    error = np.sqrt(np.mean(errors**2, axis=0))[slice(None) if gain == -1 else slice(1, None)].min()
+    assert error < (0.02 if name == "a.m4a" else 1e-6)
+
+
+@pytest.mark.parametrize("channels", [2, 8])
+def test_channels_that_do_not_cancel_are_mixed(tmp_path: Path, channels: int) -> None:
+    """The same in all, one speaker in each, or a sound in one alone."""
+    generator = np.random.default_rng(0)
+    same = np.repeat(generator.normal(0, 0.1, (32_000, 1)), channels, axis=1)
+    different = generator.normal(0, 0.1, (32_000, channels))
+    alone = different * (np.arange(channels) == 1)
+    for samples in (same, different, alone, same + 0.5 * different):
+        soundfile.write(tmp_path / "a.wav", samples, 16_000, subtype="FLOAT")
+        assert np.abs(load_audio(tmp_path / "a.wav").numpy() - samples.mean(axis=1)).max() < 1e-6
+
+
+def test_cancelling_is_judged_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A jingle in stereo before a voice out of phase; memory stays that of a block."""
+    generator = np.random.default_rng(0)
+    jingle, voice = generator.normal(0, 0.1, (16_000, 2)), generator.normal(0, 0.1, (48_000, 1))
+    soundfile.write(tmp_path / "a.wav", np.concatenate([jingle, voice * [1.0, -1.0]]), 16_000, subtype="FLOAT")
+    monkeypatch.setattr(audio, "BLOCK_SECONDS", 1)
+    joined = torch.cat(list(stream_audio(tmp_path / "a.wav"))).numpy()
+    assert len(joined) == 64_000
+    assert np.abs(joined[17_000:] - voice[1_000:, 0]).max() < 1e-6
 
 
 def test_unusable_files(tmp_path: Path) -> None:

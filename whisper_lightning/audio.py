@@ -1,4 +1,4 @@
-"""Audio files to 16 kHz mono waveforms, and waveforms to the log-mel spectrograms that Whisper was trained on."""
+"""Audio files to 16 kHz mono waveforms."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import numpy as np
 import soundfile
 import torch
 import torchaudio
-from torch.nn import functional as F
+from av.audio.stream import AudioStream
+from av.container import InputContainer
 
-from whisper_lightning.containers import find_cut
+from whisper_lightning.containers import find_cut, find_mp3_header, has_several_parts
+from whisper_lightning.errors import Interrupted
 
 SAMPLE_RATE_HZ = 16_000
-N_FFT = 400
-"""Samples per analysis window: 25 ms."""
 HOP_LENGTH = 160
 """Samples from frame to frame: 10 ms."""
 FRAMES_PER_SECOND = SAMPLE_RATE_HZ // HOP_LENGTH
@@ -34,6 +34,16 @@ BLOCK_SECONDS = 60
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".aiff", ".aif", ".webm", ".mp4")
 SILENCE_PEAK = 1e-4
 """An utterance whose loudest sample is below this (-80 dBFS) is silent."""
+SHORTEST_SOUND_FRAMES = 5
+"""No word is shorter than 50 ms; a click is, also after resampling."""
+LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 4_000, 384_000
+MOST_CHANNELS = 64
+MOST_VALUES = 1 << 25
+"""Of a block, whatever rate and channels a file claims to have: 128 MiB."""
+CANCELLED_SHARE = 0.5
+"""Channels cancel where their mix has less than this share of the power that it has for unrelated channels."""
+SOUNDFILE_FORMATS = {"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST", "FLAC", "OGG", "MP3"}
+"""Of libsndfile's formats, those of which a cut file can be told from a whole one."""
 MP3_GRANULE_SAMPLES = 576
 """An mp3's header counts whole frames, the decoder drops the silence that encoders add: up to a granule less."""
 LOUDEST_PEAK = 4.0
@@ -77,10 +87,20 @@ def load_audio(path: Path, max_seconds: float = MAX_SECONDS) -> torch.Tensor:
     Raises:
         AudioError: With the reason why the file is rejected.
     """
-    waveform = torch.cat(list(stream_audio(path, max_seconds)))[: int(max_seconds * SAMPLE_RATE_HZ)]
-    if float(waveform.abs().max()) < SILENCE_PEAK:
-        raise AudioError("silent", f"no sample above {SILENCE_PEAK:g} of full scale")
+    waveform = torch.cat(list(stream_audio(path, max_seconds)))
+    if not _sounds(waveform):
+        seconds = SHORTEST_SOUND_FRAMES / FRAMES_PER_SECOND
+        raise AudioError("silent", f"nothing above {SILENCE_PEAK:g} of full scale lasts {seconds:g} s")
     return waveform
+
+
+def _sounds(waveform: torch.Tensor) -> bool:
+    """Say whether `(N,)` has a sound that lasts; a constant is none, nor is a click."""
+    frames = waveform[: len(waveform) // HOP_LENGTH * HOP_LENGTH].view(-1, HOP_LENGTH)
+    ranges = frames.amax(dim=1) - frames.amin(dim=1)
+    # A resampler makes ripples of a constant, far below it.
+    floor = torch.clamp(0.01 * frames.mean(dim=1).abs(), min=2 * SILENCE_PEAK)
+    return int((ranges >= floor).sum()) >= SHORTEST_SOUND_FRAMES
 
 
 def stream_audio(path: Path, max_seconds: float = math.inf) -> Iterator[torch.Tensor]:
@@ -99,19 +119,34 @@ def stream_audio(path: Path, max_seconds: float = math.inf) -> Iterator[torch.Te
     Raises:
         AudioError: With the reason why the file is rejected, as soon as it is found: perhaps after the last block.
     """
+    try:
+        yield from _stream(path, max_seconds)
+    except (AudioError, Interrupted):
+        raise
+    except Exception as error:  # MemoryError too: whatever a decoder raises is about this file alone
+        raise AudioError("unreadable", f"{type(error).__name__}: {error}".removesuffix(": ")) from error
+
+
+def _stream(path: Path, max_seconds: float) -> Iterator[torch.Tensor]:
     if REMOTE.match(str(path)):
         raise AudioError("not a local file", "only local files are read")
     try:
         if not path.is_file():
             raise AudioError("missing", "a folder" if path.is_dir() else "no such file")
-        if path.stat().st_size == 0:
+        num_bytes = path.stat().st_size
+        if num_bytes == 0:
             raise AudioError("empty", "0 bytes")
         with path.open("rb") as file:
-            cut = find_cut(file, path.stat().st_size)
+            cut = find_cut(file, num_bytes)
+            joined = not cut and has_several_parts(file, num_bytes)
     except OSError as error:
         raise AudioError("unreadable", error.strerror or str(error)) from None
     if cut:
         raise AudioError("truncated", cut)
+    if joined:
+        raise AudioError(
+            "unreadable", "several recordings one after another in one file; save them as one, or each alone"
+        )
     for waveform in _to_16_khz_mono(_decode(path, max_seconds)):
         peak = float(waveform.abs().max())
         if not peak < LOUDEST_PEAK:  # also when it is not a number
@@ -119,11 +154,27 @@ def stream_audio(path: Path, max_seconds: float = math.inf) -> Iterator[torch.Te
         yield waveform
 
 
+def _mix(samples: np.ndarray) -> np.ndarray:
+    """Mix `(N, channels)` to `(N,)`; where the channels cancel one another, the loudest stands for all.
+
+    A block is judged by itself, so that a long recording need not be heard twice: up to a minute it is the whole file.
+    """
+    mixed: np.ndarray = samples.mean(axis=1, dtype=np.float32)
+    num_channels = samples.shape[1]
+    if num_channels > 1:
+        with np.errstate(invalid="ignore", over="ignore"):
+            powers = [float(samples[:, channel].var()) for channel in range(num_channels)]
+            # In the mean of unrelated channels their powers add up, over the square of their number.
+            if float(mixed.var()) < CANCELLED_SHARE * sum(powers) / num_channels**2:
+                return samples[:, int(np.argmax(powers))]
+    return mixed
+
+
 def _to_16_khz_mono(blocks: Iterator[Block]) -> Iterator[torch.Tensor]:
     """Resample `(N, channels)` blocks as if they were one: each together with a second of both its neighbours."""
     kept, rate, before = torch.zeros(0), SAMPLE_RATE_HZ, 0
     for samples, rate in blocks:
-        kept = torch.cat([kept, torch.from_numpy(samples.mean(axis=1, dtype=np.float32))])
+        kept = torch.cat([kept, torch.from_numpy(_mix(samples))])
         if len(kept) > (BLOCK_SECONDS + 2) * rate:
             seconds = len(kept) // rate - 1
             yield _resample(kept[: (seconds + 1) * rate], rate)[before * SAMPLE_RATE_HZ : seconds * SAMPLE_RATE_HZ]
@@ -155,14 +206,24 @@ def _resampler(rate_hz: int) -> torchaudio.transforms.Resample:
 
 def _check_length(seconds: float, max_seconds: float) -> None:
     if seconds > max_seconds:
-        raise AudioError("too long", f"{seconds:.1f} s; at most {max_seconds:g} s")
+        raise AudioError("too long", f"{seconds:.6g} s; at most {max_seconds:g} s")
+
+
+def _check_form(rate_hz: int, channels: int) -> None:
+    """Refuse what no recording has, before room is made for it."""
+    if not (LOWEST_RATE_HZ <= rate_hz <= HIGHEST_RATE_HZ and 1 <= channels <= MOST_CHANNELS):
+        raise AudioError(
+            "unreadable",
+            f"its header claims {rate_hz:,} Hz and {channels:,} channels; "
+            f"{LOWEST_RATE_HZ:,} to {HIGHEST_RATE_HZ:,} Hz and 1 to {MOST_CHANNELS} channels are read",
+        )
 
 
 def _decode(path: Path, max_seconds: float) -> Iterator[Block]:
     blocks = _decode_with_soundfile(path, max_seconds)
     try:
         first = next(blocks, None)
-    except soundfile.LibsndfileError:
+    except (soundfile.LibsndfileError, TypeError):  # the latter of a name that ends in .raw
         first = None
     if first is None:
         yield from _decode_with_av(path, max_seconds)
@@ -174,14 +235,17 @@ def _decode(path: Path, max_seconds: float) -> Iterator[Block]:
 def _decode_with_soundfile(path: Path, max_seconds: float) -> Iterator[Block]:
     """Decode to blocks; to none, what is FFmpeg's to read."""
     with soundfile.SoundFile(path) as file:
+        if file.format not in SOUNDFILE_FORMATS:
+            raise AudioError("unreadable", f"a cut {file.format} file looks like a whole one; convert it to wav")
         rate, count = file.samplerate, 0
+        _check_form(rate, file.channels)
         promised = file.frames if file.format != "MP3" or _counts_frames(path) else UNKNOWN_FRAMES
         tolerated = MP3_GRANULE_SAMPLES if file.format == "MP3" else 0
         if file.format == "FLAC" and promised >= UNKNOWN_FRAMES:  # written to a pipe; libsndfile gives up at its end
             return
         if promised < UNKNOWN_FRAMES:
             _check_length(promised / rate, max_seconds)
-        wanted = int(min(max_seconds, BLOCK_SECONDS) * rate) + 1
+        wanted = min(int(min(max_seconds, BLOCK_SECONDS) * rate) + 1, MOST_VALUES // file.channels)
         samples = np.zeros((wanted, 1), np.float32)
         while len(samples) == wanted:
             try:
@@ -200,28 +264,26 @@ def _decode_with_soundfile(path: Path, max_seconds: float) -> Iterator[Block]:
 def _counts_frames(path: Path) -> bool:
     """Say whether an mp3 has the header that counts its frames; otherwise libsndfile guesses from the bit rate."""
     with path.open("rb") as file:
-        tag = file.read(10)  # ID3v2: its size has 7 bits per byte
-        size = 10 + sum(byte << (21 - 7 * i) for i, byte in enumerate(tag[6:])) if tag[:3] == b"ID3" else 0
-        file.seek(size)
-        first_frame = file.read(1500)
-    return any(name in first_frame for name in (b"Xing", b"Info", b"VBRI"))
+        return find_mp3_header(file)[1] != b""
 
 
 def _decode_with_av(path: Path, max_seconds: float) -> Iterator[Block]:
     chunks: list[np.ndarray] = []
-    count, given, rate, promised = 0, 0, 1, 0.0
+    count, given, rate, promised, exact = 0, 0, 0, 0.0, False
     # Packed, because PyAV 18 crashes on planes of 8 channels and more.
     to_float = av.AudioResampler(format="flt")
     try:
         with av.open(str(path.resolve()), metadata_errors="ignore", options={"format_whitelist": AV_FORMATS}) as file:
             if not file.streams.audio:
                 raise AudioError("not audio", "no audio stream")
-            # Other containers have no duration; FFmpeg guesses one from the bit rate.
-            if file.duration and file.format.name.startswith(("mov", "matroska")):
-                promised = file.duration / av.time_base
-                _check_length(promised - CODEC_DELAY_SECONDS, max_seconds)
-            for frame in file.decode(file.streams.audio[0]):
+            stream = file.streams.audio[0]
+            promised, exact = _promised_seconds(file, stream)
+            _check_length(promised - (0 if exact else CODEC_DELAY_SECONDS), max_seconds)
+            for frame in file.decode(stream):
+                if rate not in (0, frame.sample_rate):
+                    raise AudioError("unreadable", f"the sample rate changes from {rate} to {frame.sample_rate} Hz")
                 rate = frame.sample_rate
+                _check_form(rate, frame.layout.nb_channels)
                 for packed in to_float.resample(frame):
                     chunks.append(packed.to_ndarray().reshape(-1, packed.layout.nb_channels))
                     count += len(chunks[-1])
@@ -234,96 +296,24 @@ def _decode_with_av(path: Path, max_seconds: float) -> Iterator[Block]:
         if count:
             raise AudioError("truncated", str(error)) from None
         raise AudioError("not audio", "neither libsndfile nor FFmpeg can read it") from None
-    seconds = count / rate
-    # AAC pads up to a whole frame at the end: a clip of just 30 s may decode to a little more.
-    _check_length(seconds - CODEC_DELAY_SECONDS, max_seconds)
-    if seconds < promised - CODEC_DELAY_SECONDS:
-        raise AudioError("truncated", f"{seconds:.2f} of {promised:.2f} s")
-    if chunks:
-        yield np.concatenate(chunks), rate
+    rate = rate or SAMPLE_RATE_HZ  # of nothing at all
+    if count < (promised - CODEC_DELAY_SECONDS) * rate:
+        raise AudioError("truncated", f"{count / rate:.2f} of {promised:.2f} s")
+    # AAC fills up its last frame; what is beyond the duration is no sound of the recording's.
+    surplus = count - round(promised * rate)
+    surplus = surplus if exact and 0 < surplus <= CODEC_DELAY_SECONDS * rate else 0
+    _check_length((count - surplus) / rate, max_seconds)
+    if count - surplus > given:
+        yield np.concatenate(chunks)[: count - surplus - given], rate
 
 
-@lru_cache(maxsize=4)
-def mel_filters(num_mel_bins: int) -> torch.Tensor:
-    """Give the Slaney filters `(F, N_FFT / 2 + 1)` of `WhisperFeatureExtractor`."""
-    from transformers.audio_utils import mel_filter_bank  # here, because shard workers never need it and it is slow
+def _promised_seconds(file: InputContainer, stream: AudioStream) -> tuple[float, bool]:
+    """Give the duration that a file claims, 0 if it claims none, and whether it is that of the sound to the sample.
 
-    filters = mel_filter_bank(
-        num_frequency_bins=1 + N_FFT // 2,
-        num_mel_filters=num_mel_bins,
-        min_frequency=0.0,
-        max_frequency=SAMPLE_RATE_HZ / 2,
-        sampling_rate=SAMPLE_RATE_HZ,
-        norm="slaney",
-        mel_scale="slaney",
-    )
-    return torch.from_numpy(filters.T.astype(np.float32))
-
-
-def log_mel(waveforms: torch.Tensor, filters: torch.Tensor, num_frames: int, max_frames: int = 3000) -> torch.Tensor:
-    """Compute the first `num_frames` frames of what `WhisperFeatureExtractor` gives for `max_frames`.
-
-    Whisper pads with silence, and silence is the floor of an utterance's spectrum; so frames beyond the utterance
-    change nothing in the others, and need not be computed. Always in float32, on the waveforms' device.
-
-    Args:
-        waveforms: `(B, N)`, right-padded with zeros, N at most `num_frames * HOP_LENGTH`.
-        filters: `(F, N_FFT / 2 + 1)` from `mel_filters`.
-        num_frames: Frames wanted, T.
-        max_frames: Frames of the model's full context.
-
-    Returns:
-        `(B, F, T)`.
+    MPEG-4 counts samples, Matroska milliseconds and the codec's delay; for others FFmpeg guesses by the bit rate.
     """
-    num_samples = num_frames * HOP_LENGTH
-    assert waveforms.shape[1] <= num_samples <= max_frames * HOP_LENGTH
-    # Short of the full context, the last windows reach into the silence that follows, not into a mirror image.
-    silence = 0 if num_frames == max_frames else N_FFT
-    with torch.autocast(waveforms.device.type, enabled=False):
-        padded = F.pad(waveforms.float(), (0, num_samples + silence - waveforms.shape[1]))
-        window = torch.hann_window(N_FFT, device=waveforms.device)
-        spectrum = torch.stft(padded, N_FFT, HOP_LENGTH, window=window, return_complex=True)[..., :max_frames]
-        mel = filters @ spectrum.abs().square()  # (B, F, T + 3), or T at full context
-        log = mel.clamp(min=1e-10).log10()
-        # The utterance's end sounds in the frames after T too; the loudest frame may be one of them.
-        log = torch.maximum(log, log.amax(dim=(1, 2), keepdim=True) - 8.0)[..., :num_frames]
-        return (log + 4.0) / 4.0
-
-
-def mask_log_mel(
-    features: torch.Tensor,
-    num_time_masks: int = 2,
-    max_time_share: float = 0.1,
-    num_frequency_masks: int = 2,
-    max_frequency_bins: int = 20,
-) -> torch.Tensor:
-    """Mask stretches of time and bands of frequency (SpecAugment, Park et al. 2019, arXiv:1904.08779).
-
-    Masked cells get the utterance's own floor, which is what silence looks like. Draws come from torch's CPU
-    generator, so that seeding it fixes them on every device.
-
-    Args:
-        features: `(B, F, T)` log-mel.
-        num_time_masks: Stretches per utterance.
-        max_time_share: Longest stretch as a share of T.
-        num_frequency_masks: Bands per utterance.
-        max_frequency_bins: Widest band in mel bins.
-
-    Returns:
-        `(B, F, T)`, a new tensor.
-    """
-    batch_size, num_bins, num_frames = features.shape
-    time = _bands(batch_size, num_time_masks, num_frames, int(max_time_share * num_frames))
-    frequency = _bands(batch_size, num_frequency_masks, num_bins, max_frequency_bins)
-    # Joined on the device: two short copies do not make the host wait, one of the whole mask might.
-    time, frequency = (mask.to(features.device, non_blocking=True) for mask in (time, frequency))
-    mask = time[:, None, :] | frequency[:, :, None]
-    return torch.where(mask, features.amin(dim=(1, 2), keepdim=True), features)
-
-
-def _bands(batch_size: int, num_bands: int, size: int, widest: int) -> torch.Tensor:
-    """Draw `(B, size)` masks: `num_bands` bands each, of 0 to `widest` cells."""
-    width = torch.rand(batch_size, num_bands, 1) * (min(widest, size) + 1)
-    start = torch.rand(batch_size, num_bands, 1) * (size - width.floor() + 1)
-    cell = torch.arange(size)
-    return ((cell >= start.floor()) & (cell < start.floor() + width.floor())).any(dim=1)
+    if file.format.name.startswith("mov") and stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base), True
+    if file.duration and file.format.name.startswith("matroska"):
+        return file.duration / av.time_base, False
+    return 0.0, False

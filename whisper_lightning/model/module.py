@@ -15,8 +15,9 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from whisper_lightning.audio import HOP_LENGTH, SAMPLE_RATE_HZ, log_mel, mask_log_mel, mel_filters
+from whisper_lightning.audio import HOP_LENGTH, SAMPLE_RATE_HZ
 from whisper_lightning.errors import UserError
+from whisper_lightning.features import log_mel, mask_log_mel, mel_filters
 from whisper_lightning.model.cost import rows_at_once
 from whisper_lightning.model.decode import greedy_decode
 from whisper_lightning.model.optim import Schedule, learning_rate_factor, parameter_groups
