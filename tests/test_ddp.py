@@ -155,6 +155,14 @@ def test_a_sharded_model(
     for column in ("train/loss", "train/gradient_norm", "val/loss"):
         expected, ours = (list(table[column].dropna()) for table in metrics)
         assert ours == pytest.approx(expected, rel=1e-3), column
+    clipping = ["--trainer.gradient_clip_algorithm=value", "--trainer.gradient_clip_val=1e-4"]
+    for run, strategy in ((plain, "ddp"), (sharded, FSDP)):
+        by_value = run.with_name(f"{run.name} by value")
+        assert run_ranks([*arguments(shards, by_value, *options, *clipping)], 2, strategy=strategy) == [0, 0]
+        metrics.append(pd.read_csv(by_value / "metrics.csv"))
+    expected, ours, unclipped = (list(table["train/loss"].dropna()) for table in (*metrics[2:], metrics[0]))
+    assert ours == pytest.approx(expected, rel=1e-3)
+    assert ours[1:] != pytest.approx(unclipped[1:], rel=1e-3)
     assert main([*commands[sharded], "--ckpt_path=last", f"--trainer.strategy={FSDP}", "--trainer.devices=1"]) == 2
     assert "fsdp" in one_error(capsys)
     one, two = (

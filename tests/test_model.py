@@ -2,8 +2,9 @@
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import pandas as pd
 import pytest
 import torch
 from lightning.pytorch import Trainer
@@ -12,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from tests.conftest import MODEL
+from tests.conftest import MODEL, publish, quick_arguments
+from whisper_lightning.cli import main
 from whisper_lightning.data.loader import Batch, collate
 from whisper_lightning.data.shards import Utterance
 from whisper_lightning.errors import UserError
@@ -206,6 +208,75 @@ def test_only_matrices_decay() -> None:
     assert plain["weight_decay"] == 0
     frozen = module.whisper.model.encoder.embed_positions.weight
     assert not any(p is frozen for p in decayed["params"])
+
+
+def test_dropout_acts_in_training_a_saved_model(
+    published: Path, corpus: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """transformers gives a loaded model in evaluation mode, in which nothing is dropped, and Lightning leaves it so."""
+    losses = []
+    for name, model in (("none", published), ("half", publish(tmp_path / "model", dropout=0.5))):
+        options = [f"--model.checkpoint={model}", "--model.random_weights=false", "--trainer.max_steps=2"]
+        assert main([*quick_arguments(corpus, tmp_path / name), *options]) == 0
+        losses.append(pd.read_csv(tmp_path / name / "metrics.csv"))
+    assert losses[0]["val/loss"].iloc[0] == losses[1]["val/loss"].iloc[0], "a validation drops nothing"
+    assert losses[0]["train/loss"].dropna().iloc[0] != pytest.approx(losses[1]["train/loss"].dropna().iloc[0], rel=1e-3)
+    assert not [warning for warning in recwarn if "eval mode" in str(warning.message)]
+
+
+@pytest.mark.parametrize(
+    ("option", "acts"),
+    [
+        ("dropout", True),
+        ("attention_dropout", True),
+        ("activation_dropout", True),
+        ("encoder_layerdrop", False),
+        ("decoder_layerdrop", False),
+    ],
+)
+def test_what_a_checkpoint_drops(option: str, acts: bool, published: Path, tmp_path: Path) -> None:
+    """Its dropout acts in training alone; its LayerDrop does not act at all."""
+    losses: dict[bool, list[float]] = {True: [], False: []}
+    for model in (published, publish(tmp_path / "model", **{option: 0.5})):
+        module = WhisperModule(checkpoint=str(model))
+        for mode, found in losses.items():
+            module.train(mode)
+            torch.manual_seed(1)  # of which a layer is dropped
+            found.append(float(loss_of(module, make_batch(module)).detach()))
+    assert losses[False][0] == losses[False][1]
+    assert (losses[True][0] != losses[True][1]) == acts
+
+
+class Clipped(WhisperModule):
+    """Keeps the gradients that each optimizer step gets."""
+
+    steps: ClassVar[list[list[torch.Tensor]]] = []
+
+    def configure_gradient_clipping(self, optimizer: Any, *arguments: Any, **options: Any) -> None:
+        super().configure_gradient_clipping(optimizer, *arguments, **options)
+        self.steps.append([p.grad.clone() for p in self.parameters() if p.grad is not None])
+
+
+def clipped(tmp_path: Path, **options: Any) -> list[torch.Tensor]:
+    """The gradients of one step, as the optimizer gets them."""
+    torch.manual_seed(0)
+    module = Clipped(checkpoint=str(MODEL), random_weights=True)
+    batches: DataLoader[Batch] = DataLoader([make_batch(module)], batch_size=None)  # type: ignore[arg-type]
+    trainer = Trainer(max_steps=1, accelerator="cpu", default_root_dir=tmp_path, logger=False, **options)
+    trainer.fit(module, batches)
+    return Clipped.steps.pop()
+
+
+def test_gradients_are_clipped_as_the_trainer_is_told(tmp_path: Path) -> None:
+    free = clipped(tmp_path)
+    norm = float(torch.nn.utils.get_total_norm(free))
+    largest = max(float(gradient.abs().max()) for gradient in free)
+    by_norm = clipped(tmp_path, gradient_clip_val=norm / 2)
+    by_value = clipped(tmp_path, gradient_clip_val=largest / 2, gradient_clip_algorithm="value")
+    for gradient, halved, cut in zip(free, by_norm, by_value, strict=True):
+        assert torch.allclose(halved, gradient / 2, rtol=1e-4)
+        assert torch.equal(cut, gradient.clamp(-largest / 2, largest / 2))
+    assert clipped(tmp_path, gradient_clip_val=2 * norm)[0].equal(free[0])
 
 
 def test_a_folder_without_weights_names_the_remedy() -> None:

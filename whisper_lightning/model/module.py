@@ -121,7 +121,7 @@ class WhisperModule(LightningModule):
 
         The loss of a step is the sum over all label tokens of its accumulation group, on all ranks, divided by their
         number, which is known only when the group is complete: so a batch contributes its sum, and
-        `configure_gradient_clipping` divides the accumulated gradient.
+        `_normalize_gradients` divides the accumulated gradient.
         """
         features = self.log_mel(batch.waveforms)  # (B, F, T)
         if self.spec_augment:
@@ -134,31 +134,48 @@ class WhisperModule(LightningModule):
         self._unchecked.append((batch.keys, loss_sum.detach()))
         return loss_sum * GRADIENT_SCALE
 
+    def on_fit_start(self) -> None:
+        """Turn dropout on: transformers gives a loaded model without, and Lightning leaves it as it finds it."""
+        self.train()
+
     def configure_gradient_clipping(
         self,
         optimizer: torch.optim.Optimizer,
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Turn the accumulated gradient of sums into that of the mean over the group's tokens, then clip its norm."""
+        """Make a gradient of means of the accumulated gradient of sums, then clip it as the trainer is told."""
+        loss = self._normalize_gradients(optimizer)
+        self._step_metrics = {
+            "train/loss": loss,
+            "train/gradient_norm": self._clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm),
+            "train/learning_rate": optimizer.param_groups[0]["lr"],
+        }
+
+    def _normalize_gradients(self, optimizer: torch.optim.Optimizer) -> torch.Tensor:
+        """Divide the accumulated gradient by the group's label tokens, on all ranks; give the loss per token."""
         totals = torch.stack([torch.stack(self._group_sums).sum(), self._group_sums[0].new_tensor(self._group_tokens)])
         totals = self.trainer.strategy.reduce(totals, reduce_op="sum")
         loss_sum, num_tokens = totals.unbind()
         # Lightning has divided by the accumulation, DDP by the number of ranks.
         undo = self.trainer.accumulate_grad_batches * self.trainer.world_size / GRADIENT_SCALE
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        torch._foreach_mul_(gradients, undo / num_tokens)
-        norm = torch.nn.utils.get_total_norm(gradients)
+        torch._foreach_mul_([p.grad for p in _parameters(optimizer) if p.grad is not None], undo / num_tokens)
+        self._group_sums, self._group_tokens = [], 0
+        return loss_sum / num_tokens
+
+    def _clip_gradients(
+        self, optimizer: torch.optim.Optimizer, limit: float | None, algorithm: str | None
+    ) -> torch.Tensor:
+        """Bound the gradient's norm, or each of its values; give the norm that it had before."""
+        parameters = _parameters(optimizer)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if isinstance(self.trainer.strategy, FSDPStrategy):  # each process has a part of every gradient
             norm = self.trainer.strategy.reduce(norm.square(), reduce_op="sum").sqrt()
-        torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val or torch.inf, norm)
-        self._step_metrics = {
-            "train/loss": loss_sum / num_tokens,
-            "train/gradient_norm": norm,
-            "train/learning_rate": optimizer.param_groups[0]["lr"],
-        }
-        self._group_sums, self._group_tokens = [], 0
+        if limit and algorithm == "value":
+            torch.nn.utils.clip_grad_value_(parameters, limit)
+        elif limit:
+            torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        return norm
 
     def optimizer_step(
         self,
@@ -259,3 +276,7 @@ class WhisperModule(LightningModule):
         options = {name: value for name, value in self.hparams.items() if name != "_instantiator"}  # LightningCLI's
         options |= {"checkpoint": str(folder), "random_weights": False, "initial_weights": None}
         return WhisperModule(**options)
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
