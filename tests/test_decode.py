@@ -1,6 +1,9 @@
 """Decoding on a trained model: transformers' `generate` and `pipeline` give the same."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -9,10 +12,16 @@ import torch
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, pipeline
 
 from tests.conftest import QUICKSTART, read_rows
+from whisper_lightning.audio import load_audio
 from whisper_lightning.data.generations import open_folder
+from whisper_lightning.export.decoding import Decoding
+from whisper_lightning.export.decoding import decode as our_texts
 from whisper_lightning.model import decode
 from whisper_lightning.model.decode import greedy_decode
 from whisper_lightning.model.module import WhisperModule
+from whisper_lightning.model.trained import open_model
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +80,24 @@ def test_pipeline_gives_our_text(quickstart_run: Path) -> None:
     for _, row in scored.iterrows():
         heard = recognize({"raw": waveforms[f"{row['key']:08d}"], "sampling_rate": 16_000})
         assert heard["text"].strip() == row["hypothesis"]
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README.es.md"])
+def test_the_readmes_python_decodes_as_we_do(
+    readme: str, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a model of which the pipeline's own default, five beams, gives other texts."""
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / readme).read_text(encoding="utf-8"), re.DOTALL)
+    module = open_model(str(published))
+    module.save_pretrained(tmp_path / "runs" / "quickstart" / "best")
+    clips = [load_audio(QUICKSTART / row["audio"], 4.0) for row in read_rows(QUICKSTART / "test.csv")[:4]]
+    soundfile.write(tmp_path / "clip.wav", clips[0].numpy(), 16_000, subtype="FLOAT")
+    monkeypatch.chdir(tmp_path)
+    typed: dict[str, Any] = {}
+    exec(code, typed)
+    recognize = typed["recognize"]
+    ours = our_texts(module, clips, replace(Decoding.of(module), max_tokens=module.max_tokens))
+    assert capsys.readouterr().out.strip() == ours[0] != ""
+    inputs = [{"raw": clip.numpy(), "sampling_rate": 16_000} for clip in clips]
+    assert [recognize(dict(each))["text"] for each in inputs] == ours
+    assert [recognize(dict(each), generate_kwargs={"num_beams": 5})["text"] for each in inputs] != ours

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
 
 from tests.conftest import MODEL, QUICKSTART, copy_corpus, one_error, quick_arguments
@@ -145,6 +146,23 @@ def test_an_older_client_reads_the_hf_folder(untrained: Path, tmp_path: Path) ->
     config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     assert "extra_special_tokens" not in config
     assert set(new.all_special_ids) == set(WhisperTokenizer.from_pretrained(untrained).all_special_ids)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("fp16", torch.float16)])
+def test_the_file_holds_the_precision_that_is_asked(
+    precision: str, dtype: torch.dtype, short_run: Path, tmp_path: Path
+) -> None:
+    """A checkpoint has weights that float16 has not."""
+    last = short_run / "checkpoints" / "last.ckpt"
+    assert main([str(last), str(tmp_path / "out"), "--precision", precision, "--num_clips", "1", *CLIPS]) == 0
+    weights = load_file(tmp_path / "out" / "hf" / "model.safetensors")
+    trained = torch.load(last, weights_only=True)["state_dict"]
+    assert weights
+    for name, weight in weights.items():
+        assert weight.dtype == dtype
+        assert torch.equal(weight, trained[f"whisper.{name}"].to(dtype)), name
+    config = json.loads((tmp_path / "out" / "hf" / "config.json").read_text(encoding="utf-8"))
+    assert config["dtype"] == str(dtype).removeprefix("torch.")
 
 
 def test_the_card_tells_the_run(short_run: Path, tmp_path: Path) -> None:
