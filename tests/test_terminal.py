@@ -2,6 +2,7 @@
 
 import ast
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import QUICKSTART, quick_arguments
+from tests.conftest import MODEL, quick_arguments
 from whisper_lightning.cli import main
 
 TOOLS = Path(__file__).parent.parent / "tools"
@@ -68,7 +69,7 @@ def test_the_home_folder_is_found_in_every_option(
     monkeypatch.chdir(tmp_path)
     for name in ("HOME", "USERPROFILE"):
         monkeypatch.setenv(name, str(corpus))
-    (corpus / "model").symlink_to(QUICKSTART / "model")
+    shutil.copytree(MODEL, corpus / "model")
     (corpus / "mine.yaml").write_text("model:\n  checkpoint: ~/model\n", encoding="utf-8")
     logger = '[{"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "~/logs"}}]'
     arguments = [

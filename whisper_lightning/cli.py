@@ -5,27 +5,31 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ActionConfigFile, Namespace
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from whisper_lightning.callbacks.best import KeepBest
-from whisper_lightning.callbacks.checkpoint import ExactResume
+from whisper_lightning.callbacks.checkpoint import ExactResume, last_checkpoint
 from whisper_lightning.callbacks.signals import EXIT_CODES
 from whisper_lightning.callbacks.steps import LogSteps
 from whisper_lightning.callbacks.wer import EvaluateWER
 from whisper_lightning.data.datamodule import SpeechDataModule
 from whisper_lightning.data.sources import check_sources, name_sources
 from whisper_lightning.errors import Interrupted, UserError, is_full_disk
+from whisper_lightning.files import find_whole, previous_checkpoint, read_checkpoint
 from whisper_lightning.loggers import WandbOptions, make_loggers
 from whisper_lightning.model.module import WhisperModule
+from whisper_lightning.run import hold_folder, is_first_process
 from whisper_lightning.terminal import expand_home, print_anything
 from whisper_lightning.text import language_code
 
@@ -64,16 +68,32 @@ class Parser(LightningArgumentParser):
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes the run's config.yaml, without the checkpoint it was resumed from: `test` must not load that again."""
+    """Writes config.yaml into the run's folder, wherever loggers write, when nothing has refused the run.
 
-    def __init__(self, parser: LightningArgumentParser, config: Namespace, **kwargs: Any) -> None:
+    Without the checkpoint that it was resumed from: `test` must not load that again.
+    """
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace) -> None:
         config = config.clone()
         config.ckpt_path = None
-        super().__init__(parser, config, **kwargs)
+        super().__init__(parser, config)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Do nothing: the checkpoint to resume from has not been looked at yet."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write it."""
+        if trainer.is_global_zero:
+            path = Path(trainer.default_root_dir) / "config.yaml"
+            self.parser.save(self.config, path, skip_none=False, overwrite=True)
 
 
 class WhisperCLI(LightningCLI):
     """Command line > overlay > base.yaml > signature."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        with ExitStack() as self._held:  # Lightning's constructor does all there is to do
+            super().__init__(*args, **kwargs)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Let `--config` find shipped configurations."""
@@ -109,6 +129,8 @@ class WhisperCLI(LightningCLI):
         folder = Path(config.trainer.default_root_dir)
         if self.config.subcommand == "fit":
             _check_fit(config)
+            if is_first_process() and not config.trainer.fast_dev_run:
+                self._held.enter_context(hold_folder(folder))
             _check_folder(config, folder)
         else:
             self.save_config_callback = None
@@ -126,6 +148,7 @@ class WhisperCLI(LightningCLI):
             # Drawing the bar reads the loss from the device: at every batch it would slow a GPU.
             bar = TQDMProgressBar(refresh_rate=config.trainer.log_every_n_steps or 1)
             kwargs["callbacks"] = [*(config.trainer.callbacks or []), bar]
+        config.resume.begin_from = config.ckpt_path and Path(config.ckpt_path)
         trainer = super().instantiate_trainer(**kwargs)
         if self.subcommand == "fit" and config.ckpt_path is not None and isinstance(trainer.strategy, FSDPStrategy):
             raise UserError(
@@ -168,6 +191,11 @@ def _check_fit(config: Namespace) -> None:
     trainer, model = config.trainer, config.model
     if trainer.max_steps < 1:
         raise UserError(f"trainer.max_steps: {trainer.max_steps}; the schedule needs a number of steps, such as 1000")
+    if trainer.enable_checkpointing is False:
+        raise UserError(
+            "trainer.enable_checkpointing: false; a run without checkpoints could not be continued. Leave it out; to "
+            "save more rarely, --resume.every_n_steps 1000"
+        )
     if model.warmup_steps >= trainer.max_steps:
         raise UserError(
             f"model.warmup_steps: {model.warmup_steps} is not below trainer.max_steps ({trainer.max_steps}); "
@@ -190,15 +218,22 @@ def _check_folder(config: Namespace, folder: Path) -> None:
     A job that SLURM has requeued has the same command as the first time, and continues by itself. A run that was
     stopped before its first checkpoint is continued from its beginning.
     """
-    last, started = folder / "checkpoints" / "last.ckpt", (folder / "config.yaml").exists()
+    started = (folder / "config.yaml").exists()
     if config.ckpt_path is None and started and int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0:
         config.ckpt_path = "last"
-    if config.ckpt_path == "last" and started and not last.is_file():
+    if config.ckpt_path == "best":
+        raise UserError(
+            f"--ckpt_path: best/ holds weights and nothing else; continue with --ckpt_path last, or start anew from "
+            f"them: --model.checkpoint {folder / 'best'} --model.random_weights false and a new "
+            "--trainer.default_root_dir"
+        )
+    last = last_checkpoint(folder)
+    if config.ckpt_path == "last" and started and not last.exists() and not previous_checkpoint(last).exists():
         logger.info("%s: stopped before its first checkpoint; it begins again", folder)
         config.ckpt_path = None
     elif config.ckpt_path is not None:
         _find_checkpoint(config, folder)
-    elif started and not config.trainer.fast_dev_run:
+    elif started and is_first_process() and not config.trainer.fast_dev_run:  # the first may have begun this run
         raise UserError(
             f"trainer.default_root_dir: {folder} already holds a run; continue it with --ckpt_path last, "
             "or choose another folder with --trainer.default_root_dir runs/NAME"
@@ -206,11 +241,31 @@ def _check_folder(config: Namespace, folder: Path) -> None:
 
 
 def _find_checkpoint(config: Namespace, folder: Path) -> None:
-    """Let `--ckpt_path last` mean that of the run's folder."""
-    if config.ckpt_path == "last":
-        config.ckpt_path = str(folder / "checkpoints" / "last.ckpt")
-    if config.ckpt_path is not None and not Path(config.ckpt_path).is_file():
-        raise UserError(f"--ckpt_path: there is no checkpoint at {config.ckpt_path}")
+    """Let `--ckpt_path last` and `best` mean those of the run's folder; make sure of the file."""
+    if config.ckpt_path == "best":
+        if not (folder / "best").is_dir():
+            raise UserError(f"--ckpt_path: there is no best model in {folder}; choose a run's folder")
+        config.model.checkpoint = config.data.checkpoint = str(folder / "best")
+        config.model.random_weights, config.model.initial_weights, config.ckpt_path = False, None, None
+    if config.ckpt_path is None:
+        return
+    given = last_checkpoint(folder) if config.ckpt_path == "last" else Path(config.ckpt_path)
+    path = find_whole(given) if config.ckpt_path == "last" else given
+    if path is None or not path.is_file():
+        raise UserError(f"--ckpt_path: there is no checkpoint at {given}")
+    try:
+        read_checkpoint(path, verify=config.ckpt_path != "last")
+    except UserError as error:
+        raise UserError(f"--ckpt_path: {error}") from None
+    config.ckpt_path = str(path)
+
+
+def _end_of_thread(ended: threading.ExceptHookArgs) -> None:
+    """Show one line where a thread, such as TensorBoard's, cannot write its file; the run finds out by itself."""
+    if isinstance(ended.exc_value, OSError):
+        logger.warning("%s", ended.exc_value)
+    else:
+        threading.__excepthook__(ended)
 
 
 def main(args: list[str] | None = None) -> int:
@@ -226,6 +281,7 @@ def main(args: list[str] | None = None) -> int:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     for known in (".*does not have many workers.*", ".*LightningCLI's args parameter.*", ".*LeafSpec.*"):
         warnings.filterwarnings("ignore", message=known)
+    threading.excepthook = _end_of_thread
     base = [str(folder / "base.yaml") for folder in CONFIG_FOLDERS]
     try:
         WhisperCLI(
@@ -235,7 +291,6 @@ def main(args: list[str] | None = None) -> int:
             auto_configure_optimizers=False,
             seed_everything_default=42,
             save_config_callback=SaveConfig,
-            save_config_kwargs={"overwrite": True},
             parser_kwargs={name: {"default_config_files": base} for name in WhisperCLI.subcommands()},
         )
     except Interrupted as stop:

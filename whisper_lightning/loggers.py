@@ -62,7 +62,7 @@ class MetricsCSV(Logger):
 
     @property
     def save_dir(self) -> str:
-        """The run's folder: Lightning writes config.yaml where the first logger is."""
+        """The run's folder."""
         return str(self._path.parent)
 
     @rank_zero_only

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from whisper_lightning.callbacks.files import sync
+from whisper_lightning.files import sync
 
 
 class KeepBest(Callback):

@@ -18,14 +18,20 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from whisper_lightning.callbacks.files import write_checkpoint
 from whisper_lightning.callbacks.signals import StopRequest
 from whisper_lightning.errors import Interrupted, UserError
+from whisper_lightning.files import read_checkpoint, write_checkpoint
+from whisper_lightning.run import check_folder
 
 logger = logging.getLogger(__name__)
 
 FREE_OPTIONS = {"max_steps", "max_tokens", "initial_weights", "_instantiator"}
 """Options of the model that a continued run may change: they take effect, and leave what is restored as it is."""
+
+NEEDED = ("run", "callbacks", "loops", "optimizer_states", "lr_schedulers")
+"""What a checkpoint must have to be continued, beside weights."""
+OTHER = {"data.train": "other utterances", "data.val": "other utterances", "model.checkpoint": "another model"}
+"""What is compared by its content, whose identity says nothing to a person."""
 
 
 class ExactResume(Checkpoint):
@@ -38,17 +44,34 @@ class ExactResume(Checkpoint):
 
     Args:
         every_n_steps: Optimizer steps between two checkpoints; each validation writes one as well.
+
+    Attributes:
+        begin_from: The checkpoint that the trainer will load, which it tells nobody before it has.
     """
 
     def __init__(self, every_n_steps: int = 25) -> None:
         self.every_n_steps = every_n_steps
+        self.begin_from: Path | None = None
         self._stop = StopRequest()
         self._exit_code = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what cannot be continued, before anything of it is loaded or written.
+
+        Raises:
+            UserError: Seed, data, number of processes, model or options differ.
+        """
+        if self.begin_from is None:
+            return
+        checkpoint = read_checkpoint(self.begin_from, verify=False)  # the command line has
+        if stage == "fit":
+            refuse_another_run(checkpoint, describe_run(trainer), self.begin_from)
+        refuse_other_weights(checkpoint["state_dict"], pl_module, self.begin_from)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove what a kill left of a checkpoint that was being written."""
         if trainer.is_global_zero:
-            path = last_checkpoint(trainer)
+            path = last_checkpoint(Path(trainer.default_root_dir))
             path.with_name(path.name + ".new").unlink(missing_ok=True)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -118,15 +141,10 @@ class ExactResume(Checkpoint):
         checkpoint["loggers"] = [each.state_dict() if hasattr(each, "state_dict") else None for each in trainer.loggers]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Refuse what cannot be continued; let the logs go on where the checkpoint was.
-
-        Raises:
-            UserError: Seed, data, number of processes or options differ.
-        """
+        """Let the logs go on where the checkpoint was."""
         if trainer.state.fn != "fit":
             return
-        refuse_another_run(checkpoint, describe_run(trainer), str(trainer.ckpt_path))
-        for each, state in zip(trainer.loggers, checkpoint["loggers"], strict=False):
+        for each, state in zip(trainer.loggers, checkpoint.get("loggers", []), strict=False):
             if state is not None and hasattr(each, "load_state_dict"):
                 each.load_state_dict(state)
 
@@ -149,13 +167,15 @@ class ExactResume(Checkpoint):
         checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
         _settle_progress(checkpoint["loops"]["fit_loop"], validating)
         if trainer.is_global_zero:
-            write_checkpoint(checkpoint, last_checkpoint(trainer))
+            folder = Path(trainer.default_root_dir)
+            check_folder(folder)
+            write_checkpoint(checkpoint, last_checkpoint(folder))
         trainer.strategy.barrier("ExactResume")
 
 
-def last_checkpoint(trainer: Trainer) -> Path:
-    """Give the path of the run's `last.ckpt`."""
-    return Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
+def last_checkpoint(folder: Path) -> Path:
+    """Give the path of the `last.ckpt` of the run in a folder."""
+    return folder / "checkpoints" / "last.ckpt"
 
 
 def _settle_progress(fit_loop: dict[str, Any], validating: bool) -> None:
@@ -189,6 +209,7 @@ def describe_run(trainer: Trainer) -> dict[str, Any]:
     limits = ("limit_train_batches", "limit_val_batches", "val_check_interval", "check_val_every_n_epoch")
     run = {f"trainer.{name}": getattr(trainer, name) for name in names + limits}
     run |= {f"model.{name}": value for name, value in module.hparams.items() if name not in FREE_OPTIONS}
+    run["model.checkpoint"] = module.identity  # it may have moved, or be called by another name
     run |= {
         f"data.{name}": getattr(data, name) for name in ("batch_size", "max_batch_seconds", "full_share", "augment")
     }
@@ -198,17 +219,21 @@ def describe_run(trainer: Trainer) -> dict[str, Any]:
     return run | {f"data.{name}": split.fingerprint for name, split in data.splits.items()}
 
 
-def refuse_another_run(checkpoint: dict[str, Any], run: dict[str, Any], path: str) -> None:
+def refuse_another_run(checkpoint: dict[str, Any], run: dict[str, Any], path: Path) -> None:
     """Compare a checkpoint's run with this one.
 
     Raises:
-        UserError: They differ; each option is named with both values.
+        UserError: They differ; each option is named with both values. Or it is no checkpoint to continue from.
     """
-    saved = checkpoint.get("run")
-    if saved is None:
-        raise UserError(f"--ckpt_path: {path} was not written by this program and cannot be continued exactly")
+    absent = [name for name in NEEDED if not checkpoint.get(name)]
+    if absent:
+        raise UserError(
+            f"--ckpt_path: {path} has no {', '.join(absent)}: it was not written by this program as a checkpoint of a "
+            f"run, and cannot be continued exactly. {_anew(path)}"
+        )
+    saved = checkpoint["run"]
     differing = [
-        f"{name}: other utterances than before" if name in ("data.train", "data.val")
+        f"{name}: {OTHER[name]} than before" if name in OTHER
         # An absent name is an option that one of the two versions of this program does not have.
         else f"{name} was {saved.get(name, 'absent')}, now {run.get(name, 'absent')}"
         for name in sorted(saved.keys() | run.keys())
@@ -217,6 +242,26 @@ def refuse_another_run(checkpoint: dict[str, Any], run: dict[str, Any], path: st
     if differing:
         raise UserError(
             f"--ckpt_path: {path} cannot be continued like this: {'; '.join(differing)}. Continue with what it was "
-            f"begun with, or start anew from its weights: --model.initial_weights {path} and a new "
-            "--trainer.default_root_dir instead of --ckpt_path"
+            f"begun with. {_anew(path)}"
         )
+
+
+def refuse_other_weights(state: dict[str, Any], module: LightningModule, path: Path) -> None:
+    """Compare the names and shapes of a checkpoint's weights with the model's.
+
+    Raises:
+        UserError: They are another model's.
+    """
+    ours = module.state_dict()
+    if {name: value.shape for name, value in state.items()} != {name: value.shape for name, value in ours.items()}:
+        raise UserError(
+            f"--ckpt_path: {path} holds the weights of another model than {module.hparams['checkpoint']}; "
+            "give the model.checkpoint that it was begun with"
+        )
+
+
+def _anew(path: Path) -> str:
+    return (
+        f"Or start anew from its weights: --model.initial_weights {path} and a new --trainer.default_root_dir instead "
+        "of --ckpt_path"
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,9 +17,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from whisper_lightning.audio import HOP_LENGTH, SAMPLE_RATE_HZ
 from whisper_lightning.errors import UserError
 from whisper_lightning.features import log_mel, mask_log_mel, mel_filters
+from whisper_lightning.files import read_checkpoint
 from whisper_lightning.model.cost import rows_at_once
 from whisper_lightning.model.decode import greedy_decode
 from whisper_lightning.model.optim import Schedule, learning_rate_factor, parameter_groups
+from whisper_lightning.model.weights import identify
 from whisper_lightning.model.whisper import (
     decoder_states,
     label_loss,
@@ -107,6 +108,7 @@ class WhisperModule(LightningModule):
         self.processor = load_processor(checkpoint)
         self.encoder = LabelEncoder(self.processor.tokenizer, language, task)
         self.whisper = load_whisper(checkpoint, self.encoder, random_weights=random_weights)
+        self.identity = identify(self.whisper, self.processor.tokenizer, with_weights=not random_weights)
         if initial_weights is not None:
             self._take_weights(Path(initial_weights))
         self.full_frames: int = 2 * self.whisper.config.max_source_positions
@@ -248,10 +250,9 @@ class WhisperModule(LightningModule):
     def _take_weights(self, path: Path) -> None:
         """Load the weights of a checkpoint file."""
         try:
-            state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)["state_dict"]
-            self.load_state_dict(state)
-        except (OSError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
-            reason = str(error).strip().split("\n")[0]
+            self.load_state_dict(read_checkpoint(path)["state_dict"])
+        except (OSError, RuntimeError, UserError) as error:
+            reason = " ".join(str(error).split())[:300]
             raise UserError(
                 f"model.initial_weights: {path} holds no weights of a {self.hparams['checkpoint']} ({reason}); "
                 "give the last.ckpt of a run of that model"

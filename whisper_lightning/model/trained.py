@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import pickle
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import GenerationConfig
 
 from whisper_lightning.errors import UserError
+from whisper_lightning.files import read_checkpoint
 from whisper_lightning.model.module import WhisperModule
 
 
@@ -56,11 +55,12 @@ def _trained_for(source: str) -> dict[str, Any]:
 
 def _open_checkpoint(path: Path) -> WhisperModule:
     """Open a checkpoint file of a run; the model that the run started from gives everything but the weights."""
-    try:
-        hparams = dict(torch.load(path, map_location="cpu", mmap=True, weights_only=True)["hyper_parameters"])
-    except (OSError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"{path} is no checkpoint of a run ({reason}); give a run's folder or its last.ckpt") from None
+    hparams = read_checkpoint(path).get("hyper_parameters")
+    if not isinstance(hparams, dict):
+        raise UserError(f"{path} is no checkpoint of a run (it has no hyper_parameters); give a run's last.ckpt")
     # LightningCLI's own entry goes, and so does an option of another version: the weights do not depend on it.
     hparams = {name: value for name, value in hparams.items() if name in signature(WhisperModule).parameters}
+    best = path.parent.parent / "best"
+    if (best / "config.json").is_file():  # the same model, which has moved with the run
+        hparams["checkpoint"] = str(best)
     return WhisperModule(**hparams | {"random_weights": True, "initial_weights": str(path), "context": "full"})

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
+from typing import Any
 
 import torch
 from transformers import WhisperConfig, WhisperForConditionalGeneration
@@ -56,3 +59,20 @@ def load_weights(checkpoint: str, config: WhisperConfig) -> WhisperForConditiona
             f"{', '.join(wrong[:NUM_NAMED])}{more}; choose a whole checkpoint"
         )
     return whisper
+
+
+def identify(whisper: WhisperForConditionalGeneration, tokenizer: Any, *, with_weights: bool) -> str:
+    """Give a digest of a model that does not depend on where it lies and what it is called.
+
+    Args:
+        whisper: The model as it was loaded.
+        tokenizer: Its tokenizer.
+        with_weights: Some values of each weight count too; a model that was trained differs in nearly all of them.
+    """
+    config = whisper.config.to_diff_dict()
+    known = {name: value for name, value in config.items() if name not in ("_name_or_path", "transformers_version")}
+    digest = hashlib.sha256(json.dumps([known, tokenizer.get_vocab()], sort_keys=True, default=str).encode())
+    for weight in whisper.state_dict().values() if with_weights else ():
+        values = weight.flatten()
+        digest.update(values[:: max(1, len(values) // 256)].float().numpy().tobytes())
+    return digest.hexdigest()
