@@ -31,7 +31,7 @@ def test_what_is_no_model(tmp_path: Path) -> None:
     for name, said in (
         ("first", "no best model yet; give its checkpoints/last.ckpt"),
         ("third", "there is no run .*third'; in that folder are first, second"),
-        ("notes.txt", "notes.txt is no checkpoint of a run"),
+        ("notes.txt", "notes.txt is empty; give a run's folder"),
         ("far/away", "cannot load .*away'; give a hub name"),
     ):
         with pytest.raises(UserError, match=said):

@@ -55,9 +55,12 @@ def _trained_for(source: str) -> dict[str, Any]:
 
 def _open_checkpoint(path: Path) -> WhisperModule:
     """Open a checkpoint file of a run; the model that the run started from gives everything but the weights."""
-    hparams = read_checkpoint(path).get("hyper_parameters")
-    if not isinstance(hparams, dict):
-        raise UserError(f"{path} is no checkpoint of a run (it has no hyper_parameters); give a run's last.ckpt")
+    try:
+        hparams = read_checkpoint(path).get("hyper_parameters")
+        if not isinstance(hparams, dict):
+            raise UserError(f"{path} is no checkpoint of a run: it has no hyper_parameters")
+    except UserError as error:
+        raise UserError(f"{error}; give a run's folder or its last.ckpt") from None
     # LightningCLI's own entry goes, and so does an option of another version: the weights do not depend on it.
     hparams = {name: value for name, value in hparams.items() if name in signature(WhisperModule).parameters}
     best = path.parent.parent / "best"
