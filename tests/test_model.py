@@ -303,9 +303,20 @@ def test_saved_generation_config(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_mixed_precision_runs_and_stays_near(dtype: torch.dtype) -> None:
-    module = make_module()
-    batch = make_batch(module)
+    """Training, and a validation, whose decoder has a cache in that type."""
+    module = make_module(max_tokens=8)
+    batch: Any = make_batch(module)
     expected = float(loss_of(module, batch))
     with torch.autocast("cpu", dtype=dtype):
         assert module.log_mel(batch.waveforms).dtype == torch.float32
-        assert float(loss_of(module, batch)) == pytest.approx(expected, rel=0.02)
+        loss = loss_of(module, batch)
+        with torch.no_grad():
+            decoded = module.eval().validation_step(batch, 0)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert all(
+        p.grad is None or (p.grad.dtype == torch.float32 and p.grad.isfinite().all()) for p in module.parameters()
+    )
+    assert loss.dtype == decoded.loss_sum.dtype == torch.float32
+    assert float(loss) == pytest.approx(expected, rel=0.02)
+    assert float(decoded.loss_sum) / decoded.num_tokens == pytest.approx(expected, rel=0.02)
+    assert len(decoded.hypotheses) == len(SENTENCES)

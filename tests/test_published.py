@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -144,6 +145,70 @@ def test_files_that_are_missing_are_named(
             path.unlink()
     assert transcribe([str(folder), str(CLIP), "--out", str(folder)]) == 2
     assert said in one_error(capsys)
+
+
+class Payload:
+    """What unpickling would run."""
+
+    def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
+        return os.mkdir, (str(Path.cwd() / "payload ran"),)
+
+
+def pickled(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({"model.encoder.conv1.weight": Payload()}, folder / "pytorch_model.bin")
+
+
+def cut(name: str, num_bytes: int) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:num_bytes])
+
+
+def written(name: str, content: bytes) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def index_of_other_files(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder.parent / "elsewhere.safetensors")
+    shard = {"metadata": {}, "weight_map": {"model.encoder.conv1.weight": "absent.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(shard), encoding="utf-8")
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    **{
+        f"{name} {content!r}": written(name, content)
+        for name in ("config.json", "tokenizer.json", "generation_config.json")
+        for content in (b"[]", b"{", b"3", b"\xff\x00", b"")
+    },
+    "config.json of words": written("config.json", b'{"model_type": "whisper", "d_model": "wide"}'),
+    "config.json without a width": written("config.json", b'{"model_type": "whisper", "d_model": -8}'),
+    "config.json of a bert": written("config.json", b'{"model_type": "bert"}'),
+    "tokenizer.json {}": written("tokenizer.json", b"{}"),
+    "tokenizer.json cut": cut("tokenizer.json", 5000),
+    "tokenizer_config.json []": written("tokenizer_config.json", b"[]"),
+    "generation_config.json of words": written("generation_config.json", b'{"begin_suppress_tokens": "none"}'),
+    "generation_config.json of another": written("generation_config.json", b'{"begin_suppress_tokens": [220, 50257]}'),
+    "weights of no length": cut("model.safetensors", 0),
+    "weights without a header": written("model.safetensors", b"\xff" * 64),
+    "weights cut in the header": cut("model.safetensors", 600),
+    "weights cut in the data": cut("model.safetensors", 100_000),
+    "a pickle": pickled,
+    "an index of absent files": index_of_other_files,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_folder_is_one_line(
+    damage: Callable[[Path], object],
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    damage(folder)
+    assert transcribe([str(folder), str(CLIP), "--out", str(tmp_path / "text")]) == 2
+    assert folder.name in one_error(capsys)
+    assert not (tmp_path / "payload ran").exists()
 
 
 def drop(name: str) -> Callable[[State], object]:

@@ -45,8 +45,8 @@ def _trained_for(source: str) -> dict[str, Any]:
     """Give language and task as far as the folder names them; published models name neither."""
     try:
         generation = GenerationConfig.from_pretrained(source).to_dict()
-    except (OSError, ValueError):
-        return {}  # loading the model will say what is missing
+    except Exception:
+        return {}  # loading the model will say what is missing or damaged
     if generation.get("is_multilingual") is False:
         return {"language": "en"}
     named = {name: str(generation[name]) for name in ("language", "task") if generation.get(name) is not None}

@@ -71,13 +71,16 @@ def greedy_config(checkpoint: str, config: WhisperConfig, encoder: LabelEncoder)
     Raises:
         UserError: The file is damaged.
     """
+    path = Path(checkpoint) / "generation_config.json"
     try:
         generation = GenerationConfig.from_pretrained(checkpoint)
-    except Exception as error:
-        path = Path(checkpoint) / "generation_config.json"
+    except Exception as error:  # of a damaged file: the libraries name no common kind
         if path.is_file():
             raise UserError(f"{path} cannot be read ({first_line(error)}); delete it, or copy it again") from None
         generation = GenerationConfig(begin_suppress_tokens=encoder.blanks(), return_timestamps=False)
+    first = generation.begin_suppress_tokens or []
+    if not isinstance(first, list) or not all(token in range(config.vocab_size) for token in first):
+        raise UserError(f"{path}: begin_suppress_tokens {first!r} are no tokens of this model; delete the file")
     if generation.max_length is None:
         generation.max_length = config.max_target_positions
     ours: dict[str, Any] = {"forced_decoder_ids": None, "suppress_tokens": [], "num_beams": 1, **encoder.special_ids()}
