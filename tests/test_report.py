@@ -16,12 +16,13 @@ import pytest
 
 from tests.conftest import MODEL, QUICKSTART, copy_corpus, one_error, read_rows
 from whisper_lightning.model.module import WhisperModule
+from whisper_lightning.report.oddities import is_loop, speed_limits
 from whisper_lightning.report.results import evaluate
 from whisper_lightning.report.scores import compare, confusions
-from whisper_lightning.report.statistics import is_loop, paired_difference, speed_limits
 from whisper_lightning.report.tables import make_tables, to_latex, to_markdown
 from whisper_lightning.report.transcripts import ReferenceUtterance, Transcripts
 from whisper_lightning.scoring import SCORINGS
+from whisper_lightning.statistics import paired_difference
 
 TOOL = importlib.import_module("tools.evaluate")
 main, name_models = TOOL.main, TOOL.name_models

@@ -6,7 +6,8 @@ import pytest
 
 from tests.conftest import MODEL, QUICKSTART, read_rows
 from whisper_lightning.errors import UserError
-from whisper_lightning.metrics import EditCounts, bootstrap_interval, character_edits, word_edits
+from whisper_lightning.metrics import EditCounts, character_edits, word_edits
+from whisper_lightning.statistics import bootstrap_interval
 from whisper_lightning.text import LabelEncoder, language_code, load_config, load_processor, normalize
 
 

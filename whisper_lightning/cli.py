@@ -1,4 +1,4 @@
-"""The command line: named configurations, links, the run's folder, and what is said at the end."""
+"""The command line: links, the run's folder, what is refused before any work."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ActionConfigFile, Namespace
+from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -20,51 +20,32 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from whisper_lightning.callbacks.best import KeepBest
 from whisper_lightning.callbacks.checkpoint import ExactResume, last_checkpoint
+from whisper_lightning.callbacks.length import RunLength
 from whisper_lightning.callbacks.signals import EXIT_CODES
 from whisper_lightning.callbacks.steps import LogSteps
 from whisper_lightning.callbacks.wer import EvaluateWER
+from whisper_lightning.checks import check_fit, find_cuda, warn_of_cpu
 from whisper_lightning.data.datamodule import SpeechDataModule
 from whisper_lightning.data.sources import check_sources, name_sources
 from whisper_lightning.errors import Interrupted, UserError, is_full_disk
 from whisper_lightning.files import find_whole, previous_checkpoint, read_checkpoint
 from whisper_lightning.loggers import WandbOptions, make_loggers
 from whisper_lightning.model.module import WhisperModule
+from whisper_lightning.parser import (
+    CONFIG_FOLDERS,
+    NamedConfig,
+    Parser,
+    find_shipped,
+    refuse_environment,
+    settle_length,
+    short_help,
+)
 from whisper_lightning.run import hold_folder, is_first_process
+from whisper_lightning.summary import sum_up
 from whisper_lightning.terminal import expand_home, print_anything
 from whisper_lightning.text import language_code
 
 logger = logging.getLogger(__name__)
-
-CONFIG_FOLDERS = [Path(__file__).parent.parent / "configs", Path(__file__).parent / "configs"]
-"""Where shipped configurations are: in a checkout, and in an installed package."""
-
-
-def find_shipped(name: str) -> Path:
-    """Give the path of a configuration or of a file beside one; the working directory wins over what is shipped."""
-    for folder in [Path(), *CONFIG_FOLDERS]:
-        if (folder / name).exists():
-            return folder / name
-    return Path(name)
-
-
-class NamedConfig(ActionConfigFile):
-    """`--config rtx3060.yaml` from any working directory."""
-
-    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        """Replace the name by the path of a shipped file, where the working directory has none."""
-        path = find_shipped(expand_home(str(values)))
-        if not path.is_file():
-            shipped = sorted(path.name for folder in CONFIG_FOLDERS for path in folder.glob("*.yaml"))
-            raise UserError(f"--config: there is no file {values!r}; shipped are {', '.join(shipped)}")
-        super().__call__(parser, cfg, str(path.resolve()), option_string)  # type: ignore[no-untyped-call]
-
-
-class Parser(LightningArgumentParser):
-    """Raises a user's mistakes, so that `main` can show each as one line."""
-
-    def error(self, message: str, ex: Exception | None = None) -> Any:
-        """Raise `UserError` instead of printing the usage and exiting."""
-        raise UserError(" ".join(str(message).split())) from ex
 
 
 class SaveConfig(SaveConfigCallback):
@@ -101,17 +82,25 @@ class WhisperCLI(LightningCLI):
         parser.add_argument("-c", "--config", action=NamedConfig, help="A configuration, shipped or your own (YAML).")
         return parser
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the standing callbacks, each under a key of its own, and link what must be equal."""
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add our options, each callback under a key of its own, then Lightning's many; link what must be equal."""
+        parser.add_lightning_class_args(WhisperModule, "model")
+        parser.add_lightning_class_args(SpeechDataModule, "data")
         parser.add_lightning_class_args(EvaluateWER, "evaluate")
         parser.add_lightning_class_args(KeepBest, "best")
         parser.add_lightning_class_args(ExactResume, "resume")
         parser.add_lightning_class_args(LogSteps, "steps")
         parser.add_class_arguments(WandbOptions, "wandb")
+        parser.add_lightning_class_args(Trainer, "trainer")
         parser.link_arguments("trainer.max_steps", "model.max_steps")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         for key in ("checkpoint", "language", "task", "context"):
             parser.link_arguments(f"model.{key}", f"data.{key}")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and settle whether the run's length is given in steps or in epochs."""
+        super().parse_arguments(parser, args)
+        settle_length(self.config[self.config.subcommand], args)
 
     def _parse_ckpt_path(self) -> None:
         """Leave the command line as it is: Lightning would let a checkpoint's hyperparameters beat it."""
@@ -128,7 +117,7 @@ class WhisperCLI(LightningCLI):
         check_sources(name_sources(data.train, data.val, data.test, data.predict), self.config.subcommand)
         folder = Path(config.trainer.default_root_dir)
         if self.config.subcommand == "fit":
-            _check_fit(config)
+            check_fit(config)
             if is_first_process() and not config.trainer.fast_dev_run:
                 self._held.enter_context(hold_folder(folder))
             _check_folder(config, folder)
@@ -144,12 +133,18 @@ class WhisperCLI(LightningCLI):
             options = WandbOptions(enabled, config.wandb.project, config.wandb.name)
             fresh = self.subcommand == "fit" and config.ckpt_path is None
             kwargs["logger"] = make_loggers(Path(config.trainer.default_root_dir), options, keep=not fresh)
+        kwargs["callbacks"] = [*(config.trainer.callbacks or []), RunLength()]
         if config.trainer.enable_progress_bar is not False:
             # Drawing the bar reads the loss from the device: at every batch it would slow a GPU.
-            bar = TQDMProgressBar(refresh_rate=config.trainer.log_every_n_steps or 1)
-            kwargs["callbacks"] = [*(config.trainer.callbacks or []), bar]
+            kwargs["callbacks"].append(TQDMProgressBar(refresh_rate=config.trainer.log_every_n_steps or 1))
         config.resume.begin_from = config.ckpt_path and Path(config.ckpt_path)
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            remedy = f" ({find_cuda()})" if config.trainer.accelerator in ("gpu", "cuda") else ""
+            raise UserError(f"trainer: {' '.join(str(error).split())}{remedy}") from None
+        if self.subcommand == "fit" and config.trainer.accelerator != "cpu":
+            warn_of_cpu(trainer)
         if self.subcommand == "fit" and config.ckpt_path is not None and isinstance(trainer.strategy, FSDPStrategy):
             raise UserError(
                 "--ckpt_path: a run with trainer.strategy fsdp is not continued exactly; start anew from its weights "
@@ -167,49 +162,11 @@ class WhisperCLI(LightningCLI):
         folder = Path(trainer.default_root_dir) / "best"
         if trainer.fast_dev_run or not folder.is_dir():  # type: ignore[attr-defined]
             return
-        evaluate = next(c for c in trainer.callbacks if isinstance(c, EvaluateWER))  # type: ignore[attr-defined]
-        best = next(c for c in trainer.callbacks if isinstance(c, KeepBest))  # type: ignore[attr-defined]
         # As anybody else will: from the folder. The module that was trained may be sharded over processes.
         trainer.test(self.model.reload(folder), datamodule=data, verbose=False)
-        if not trainer.is_global_zero:
-            return
-        before = evaluate.baseline.get("val/wer")
-        lines = [f"WER {evaluate.latest['test/wer']:.2f} % on {data.sources['test']}, decoded at full context"]
-        if before is not None:
-            lines.append(f"Before training: {before:.2f} % on {data.sources['val']}")
-            if before <= best.wer:
-                lines.append("The model did not get better: train longer, or with another learning rate")
-        if data.test_is_val:
-            lines.append("The best step was chosen on these same utterances; for an unbiased figure give data.test")
-        lines.append(f"Best model (step {best.step}): {folder}")
-        lines.append(f'Use it: transformers.pipeline("automatic-speech-recognition", model="{folder.as_posix()}")')
-        logger.info("\n%s", "\n".join(lines))
-
-
-def _check_fit(config: Namespace) -> None:
-    """Refuse combinations that cannot train."""
-    trainer, model = config.trainer, config.model
-    if trainer.max_steps < 1:
-        raise UserError(f"trainer.max_steps: {trainer.max_steps}; the schedule needs a number of steps, such as 1000")
-    if trainer.enable_checkpointing is False:
-        raise UserError(
-            "trainer.enable_checkpointing: false; a run without checkpoints could not be continued. Leave it out; to "
-            "save more rarely, --resume.every_n_steps 1000"
-        )
-    if model.warmup_steps >= trainer.max_steps:
-        raise UserError(
-            f"model.warmup_steps: {model.warmup_steps} is not below trainer.max_steps ({trainer.max_steps}); "
-            f"try {max(1, trainer.max_steps // 10)}"
-        )
-    every, group = trainer.val_check_interval, trainer.accumulate_grad_batches
-    if isinstance(every, int) and every % group:
-        raise UserError(
-            f"trainer.val_check_interval: {every} batches end inside an accumulation group of {group}; "
-            f"to validate every {every} steps set it to {every * group}"
-        )
-    share = config.data.val
-    if isinstance(share, float) and not 0 < share < 1:
-        raise UserError(f"data.val: {share} is no share of the training utterances; give 0.1, or a CSV")
+        if trainer.is_global_zero:
+            best = next(c for c in trainer.callbacks if isinstance(c, KeepBest))  # type: ignore[attr-defined]
+            sum_up(trainer, best, source=str(data.sources["test"]), chosen_on_test=data.test_is_val)
 
 
 def _check_folder(config: Namespace, folder: Path) -> None:
@@ -283,7 +240,11 @@ def main(args: list[str] | None = None) -> int:
         warnings.filterwarnings("ignore", message=known)
     threading.excepthook = _end_of_thread
     base = [str(folder / "base.yaml") for folder in CONFIG_FOLDERS]
+    if not (sys.argv[1:] if args is None else args):
+        print(short_help())  # noqa: T201
+        return 0
     try:
+        refuse_environment(WhisperCLI.subcommands())
         WhisperCLI(
             WhisperModule,
             SpeechDataModule,

@@ -14,9 +14,11 @@ from whisper_lightning.files import sync
 class KeepBest(Callback):
     """Writes the model with the lowest WER so far as a Hugging Face folder, `best/`.
 
+    The model that the run starts from takes part, as step 0: until a step is better, `best/` holds that one.
+
     Attributes:
         wer: Lowest `val/wer` so far, in percent.
-        step: The step that reached it, -1 before the first.
+        step: The step that reached it, -1 before the first validation.
     """
 
     def __init__(self) -> None:
@@ -43,10 +45,13 @@ class KeepBest(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the folder anew when this validation is the best."""
+        whole = not trainer.sanity_checking or trainer.num_sanity_val_steps == float("inf")
         wer = trainer.callback_metrics.get("val/wer")
-        if trainer.sanity_checking or trainer.state.fn != "fit" or wer is None or float(wer) >= self.wer:
+        if trainer.state.fn != "fit" or not whole or wer is None or float(wer) >= self.wer:
             return
         self.wer, self.step = float(wer), trainer.global_step
+        for each in trainer.loggers:
+            each.log_metrics({"best/wer": self.wer, "best/step": self.step}, step=self.step)
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         weights = trainer.strategy.lightning_module_state_dict()  # on every rank: it may have to be gathered

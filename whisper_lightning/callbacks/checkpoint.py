@@ -30,7 +30,9 @@ FREE_OPTIONS = {"max_steps", "max_tokens", "initial_weights", "_instantiator"}
 
 NEEDED = ("run", "callbacks", "loops", "optimizer_states", "lr_schedulers")
 """What a checkpoint must have to be continued, beside weights."""
-OTHER = {"data.train": "other utterances", "data.val": "other utterances", "model.checkpoint": "another model"}
+OTHER = dict.fromkeys(("data.train", "data.val", "data.test"), "other utterances") | {
+    "model.checkpoint": "another model"
+}
 """What is compared by its content, whose identity says nothing to a person."""
 
 

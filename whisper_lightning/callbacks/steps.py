@@ -12,6 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 class LogSteps(Callback):
     """Logs `train/*`, `speed/*` and, on a GPU, `memory/peak_gib` every `trainer.log_every_n_steps` optimizer steps.
 
+    With `trainer.log_every_n_steps: 0` it logs nothing.
+
     It writes to the loggers itself, so that the row of a step is there before the step's checkpoint is: Lightning
     would write it afterwards, and a continued run would lack it. The step in every log is the number of finished
     optimizer steps.
@@ -44,7 +46,8 @@ class LogSteps(Callback):
         self._audio_seconds += batch.audio_seconds * trainer.world_size
         self._batch_end = time.perf_counter()
         metrics = pl_module.take_step_metrics()  # type: ignore[operator]
-        if not metrics or trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if not metrics or not every or trainer.global_step % every:
             return
         pl_module.check_losses()  # type: ignore[operator]
         pl_module.log("train/loss", metrics["train/loss"], prog_bar=True, logger=False)

@@ -6,8 +6,8 @@ import io
 import logging
 import random
 import sys
-from dataclasses import asdict, dataclass
 from functools import reduce
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,69 +17,36 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 from rich.table import Table
+from tqdm import tqdm
 
-from whisper_lightning.metrics import EditCounts, character_edits, word_edits
+from whisper_lightning.metrics import EditCounts
 from whisper_lightning.model.module import Decoded
-from whisper_lightning.text import normalize
+from whisper_lightning.transcripts import Scored, score, write_transcripts
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Scored:
-    """One utterance with its transcripts and errors."""
-
-    key: str
-    audio: str
-    reference: str
-    hypothesis: str
-    words: EditCounts
-    normalized_words: EditCounts
-    characters: EditCounts
-
-
-def score(key: str, audio: str, reference: str, hypothesis: str) -> Scored:
-    """Count the edits of one utterance: raw words, normalized words, characters."""
-    return Scored(
-        key,
-        audio,
-        reference,
-        hypothesis,
-        word_edits(reference, hypothesis),
-        word_edits(normalize(reference), normalize(hypothesis)),
-        character_edits(reference, hypothesis),
-    )
 
 
 class EvaluateWER(Callback):
     """Scores each validation and test epoch over the whole corpus, and writes predictions.
 
-    Counts are summed over utterances and ranks and divided once. The first validation, before training, gives the
-    score to be bettered.
+    Counts are summed over utterances and ranks and divided once. What the run is to better is kept in
+    `transcripts/before.csv`: the test utterances as the model hears them that the run starts from. Where the
+    validation before the first step hears exactly these, it is that; else they are decoded once more, before the
+    first step. `trainer.num_sanity_val_steps: 0` leaves both out.
 
     Args:
         num_shown: Worst and as many random pairs that are shown on the terminal.
 
     Attributes:
-        baseline: Metrics before training; empty when the run was resumed.
         latest: Metrics of the last epoch scored.
     """
 
     def __init__(self, num_shown: int = 4) -> None:
         self.num_shown = num_shown
-        self.baseline: dict[str, float] = {}
         self.latest: dict[str, float] = {}
         self._scored: list[Scored] = []
         self._predicted: list[tuple[str, str, str]] = []
         self._loss_sum, self._num_tokens = 0.0, 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """Keep the baseline through a resume."""
-        return {"baseline": self.baseline}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the baseline of the interrupted run."""
-        self.baseline = state_dict["baseline"]
 
     def _start(self, *_: Any) -> None:
         self._scored, self._predicted = [], []
@@ -101,22 +68,38 @@ class EvaluateWER(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score, log, show, write."""
-        context = f"decoded at {'its own length' if pl_module.context == 'dynamic' else 'full context'}"
-        name = f"step-{trainer.global_step:06d}"
-        metrics = self._finish(trainer, pl_module, "val", name, context)
+        metrics = self._finish(trainer, pl_module, "val", f"step-{trainer.global_step:06d}")
+        if trainer.sanity_checking and _hears_the_test(trainer):
+            self._keep(trainer, "before")
+            metrics |= {name.replace("val/", "before/"): value for name, value in metrics.items()}
+        _log(trainer, metrics)
         # Not through Lightning: it logs nothing of a sanity check, and only after the hook that saves a checkpoint.
-        for each in trainer.loggers:
-            each.log_metrics(metrics, step=trainer.global_step)
-        if trainer.sanity_checking:
-            self.baseline = metrics
-        else:
-            pl_module.log_dict(metrics, logger=False)
+        pl_module.log_dict(metrics, logger=False)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Decode the test utterances with the model that the run starts from, unless the sanity check has done it."""
+        if trainer.global_step or trainer.num_sanity_val_steps == 0 or _hears_the_test(trainer):
+            return
+        self._start()
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        loader = data.val_dataloader() if data.test_is_val else data.test_dataloader()
+        limit = trainer.limit_test_batches
+        number = min(len(loader), limit) if isinstance(limit, int) else int(limit * len(loader))
+        modes = [(module, module.training) for module in pl_module.modules()]
+        pl_module.eval()
+        quiet = not trainer.is_global_zero or trainer.progress_bar_callback is None
+        with torch.no_grad():
+            for i, batch in enumerate(tqdm(islice(loader, number), "before training", number, disable=quiet)):
+                batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
+                self._collect(trainer, pl_module, trainer.strategy.test_step(batch, i), batch)
+        for module, training in modes:
+            module.training = training
+        _log(trainer, self._finish(trainer, pl_module, "before", "before"))
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score, log, show, write."""
-        metrics = self._finish(trainer, pl_module, "test", "test", "decoded at full context")
-        for each in trainer.loggers:
-            each.log_metrics(metrics, step=trainer.global_step)
+        metrics = self._finish(trainer, pl_module, "test", "test")
+        _log(trainer, metrics)
         pl_module.log_dict(metrics, logger=False)
 
     def on_predict_batch_end(
@@ -134,11 +117,9 @@ class EvaluateWER(Callback):
             pd.DataFrame(rows, columns=["key", "audio", "transcript"]).to_csv(path, index=False, encoding="utf-8")
             logger.info("%d transcripts, decoded at full context: %s", len(rows), path)
 
-    def _finish(
-        self, trainer: Trainer, module: LightningModule, stage: str, name: str, context: str
-    ) -> dict[str, float]:
+    def _finish(self, trainer: Trainer, module: LightningModule, stage: str, name: str) -> dict[str, float]:
         """Bring the ranks together and return the metrics, the same on every rank."""
-        rows = sorted(_gather(trainer, self._scored), key=lambda row: row.key)
+        rows = self._scored = sorted(_gather(trainer, self._scored), key=lambda row: row.key)
         sums = torch.tensor(_gather(trainer, [(self._loss_sum, self._num_tokens)]), dtype=torch.float64).sum(0)
         words = reduce(EditCounts.plus, (row.words for row in rows), EditCounts())
         normalized = reduce(EditCounts.plus, (row.normalized_words for row in rows), EditCounts())
@@ -153,14 +134,30 @@ class EvaluateWER(Callback):
             f"{stage}/insertions": float(words.insertions),
         }
         if trainer.is_global_zero:
-            title = f"{stage} at step {trainer.global_step}: WER {words.percent:.2f} %, {context}"
+            title = f"{stage} at step {trainer.global_step}: WER {words.percent:.2f} %, decoded at full context"
             module.print(_render(title, _choose(rows, self.num_shown)))
-            _write(rows, Path(trainer.default_root_dir) / "transcripts" / f"{name}.csv")
+            self._keep(trainer, name)
             for each in trainer.loggers:
                 if isinstance(each, WandbLogger):
                     data = [[r.key, r.reference, r.hypothesis, r.words.percent] for r in rows[:1000]]
                     each.log_table(f"{stage}/transcripts", ["key", "reference", "hypothesis", "wer"], data)
-        return self.latest
+        return dict(self.latest)
+
+    def _keep(self, trainer: Trainer, name: str) -> None:
+        """Write the rows of the epoch, which `_finish` has gathered."""
+        if trainer.is_global_zero:
+            write_transcripts(self._scored, Path(trainer.default_root_dir) / "transcripts" / f"{name}.csv")
+
+
+def _hears_the_test(trainer: Trainer) -> bool:
+    """Say whether the validation before the first step decodes what the test at the end will decode."""
+    same = trainer.limit_val_batches == trainer.limit_test_batches and trainer.num_sanity_val_steps == float("inf")
+    return same and trainer.datamodule.test_is_val  # type: ignore[attr-defined, no-any-return]
+
+
+def _log(trainer: Trainer, metrics: dict[str, float]) -> None:
+    for each in trainer.loggers:
+        each.log_metrics(metrics, step=trainer.global_step)
 
 
 def _gather(trainer: Trainer, rows: list[Any]) -> list[Any]:
@@ -191,16 +188,3 @@ def _render(title: str, rows: list[Scored]) -> str:
     Console(file=out, width=120).print(table, markup=False)
     out.seek(0)
     return out.read()
-
-
-def _write(rows: list[Scored], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    records = []
-    for row in rows:
-        record = asdict(row)
-        for name in ("words", "normalized_words", "characters"):
-            counts: EditCounts = getattr(row, name)
-            del record[name]
-            record |= {f"{name}_{field}": value for field, value in counts._asdict().items()}
-        records.append(record)
-    pd.DataFrame(records).to_csv(path, index=False, encoding="utf-8")

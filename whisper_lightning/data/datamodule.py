@@ -91,7 +91,6 @@ class SpeechDataModule(LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.max_batch_seconds = max_batch_seconds
         self.full_share = 1.0 if context == "full" else full_share
-        self.val_share = 1.0 if context == "full" else 0.0
         self.augment = augment
         self.num_workers = num_workers
         self.max_rejected_fraction = max_rejected_fraction
@@ -232,18 +231,16 @@ class SpeechDataModule(LightningDataModule):
         )
 
     def val_dataloader(self) -> EpochLoader:
-        """Sorted by duration, at the utterances' own length unless the context is full."""
-        return self._evaluation_loader("val", self.val_share)
+        """Sorted by duration, at full context, as other programs decode."""
+        return self._evaluation_loader("val")
 
     def test_dataloader(self) -> EpochLoader:
         """Sorted, at full context, as other programs decode."""
-        return self._evaluation_loader("test", 1.0)
+        return self._evaluation_loader("test")
 
     def predict_dataloader(self) -> EpochLoader:
         """Sorted, at full context, as other programs decode."""
-        return self._evaluation_loader("predict", 1.0)
+        return self._evaluation_loader("predict")
 
-    def _evaluation_loader(self, name: str, full_share: float) -> EpochLoader:
-        return self._loader(
-            name, PlanOptions(self.eval_batch_size, self.full_samples, full_share, self.max_batch_seconds)
-        )
+    def _evaluation_loader(self, name: str) -> EpochLoader:
+        return self._loader(name, PlanOptions(self.eval_batch_size, self.full_samples, 1.0, self.max_batch_seconds))

@@ -5,28 +5,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 import yaml
 
 from whisper_lightning.export.words import ENGLISH, SPANISH
-from whisper_lightning.metrics import bootstrap_interval
 from whisper_lightning.model.module import WhisperModule
-
-RATES = {"wer": "words", "wer_normalized": "normalized_words", "cer": "characters"}
-"""Each error rate, and what its columns in a table of transcripts begin with."""
-
-
-class Rate(NamedTuple):
-    """An error rate and its 95 % interval, in percent."""
-
-    percent: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.percent:.2f} % [{self.low:.2f}, {self.high:.2f}]"
+from whisper_lightning.statistics import Difference, Estimate
+from whisper_lightning.transcripts import RATES, measure, measure_difference, read_transcripts
 
 
 @dataclass(frozen=True)
@@ -37,13 +24,11 @@ class Score:
         data: Name of the data that was decoded.
         num_utterances: Its utterances.
         rates: By the names in `RATES`.
-        full_context: Whether the audio was decoded as other programs do, in a window of the full context.
     """
 
     data: str
     num_utterances: int
-    rates: dict[str, Rate]
-    full_context: bool
+    rates: dict[str, Estimate]
 
 
 @dataclass(frozen=True)
@@ -54,11 +39,13 @@ class Run:
         config: What `config.yaml` says.
         before: The score before training; None where there is none.
         after: The score of the best model; None where there is none, or the model is another one.
+        differences: After minus before, by the names in `RATES`; None where these are not of the same utterances.
     """
 
     config: dict[str, Any]
     before: Score | None
     after: Score | None
+    differences: dict[str, Difference] | None
 
 
 def find_run(source: str) -> Path | None:
@@ -74,28 +61,22 @@ def read_run(source: str) -> Run | None:
     if folder is None:
         return None
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    val = Path(str(config["data"]["val"])).name
-    test = Path(str(config["data"]["test"] or config["data"]["val"])).name
-    transcripts = folder / "transcripts"
-    full = config["model"]["context"] == "full"
-    before = _score(transcripts / "step-000000.csv", val, full_context=full)
-    # A checkpoint file holds the last weights, and it is the best ones that were tested.
-    after = None if Path(source).is_file() else _score(transcripts / "test.csv", test, full_context=True)
-    return Run(config, before, after)
+    data = Path(str(config["data"]["test"] or config["data"]["val"])).name
+    paths = [folder / "transcripts" / f"{name}.csv" for name in ("before", "test")]
+    before, after = (read_transcripts(path) if path.is_file() else None for path in paths)
+    if Path(source).is_file():  # a checkpoint file holds the last weights, and it is the best ones that were tested
+        after = None
+    scores = (table if table is None else _score(table, data) for table in (before, after))
+    return Run(config, *scores, None if before is None or after is None else _differences(before, after))
 
 
-def _score(path: Path, data: str, *, full_context: bool) -> Score | None:
-    if not path.is_file():
-        return None
-    table = pd.read_csv(path)
-    rates = {}
-    for rate, columns in RATES.items():
-        kinds = ("hits", "substitutions", "deletions", "insertions")
-        hits, substitutions, deletions, insertions = (table[f"{columns}_{kind}"].to_numpy() for kind in kinds)
-        lengths, errors = hits + substitutions + deletions, substitutions + deletions + insertions
-        percent = 100.0 * errors.sum() / max(1, lengths.sum())
-        rates[rate] = Rate(float(percent), *bootstrap_interval(errors, lengths))
-    return Score(data, len(table), rates, full_context)
+def _score(table: pd.DataFrame, data: str) -> Score:
+    return Score(data, len(table), {rate: measure(table, rate) for rate in RATES})
+
+
+def _differences(before: pd.DataFrame, after: pd.DataFrame) -> dict[str, Difference] | None:
+    found = {rate: measure_difference(after, before, rate) for rate in RATES}
+    return {rate: each for rate, each in found.items() if each is not None} or None
 
 
 def model_card(
@@ -145,7 +126,7 @@ def _front_matter(name: str, language: str, base: str | None, run: Run | None) -
     if run is not None and run.after is not None:
         names = {"wer": "WER", "wer_normalized": "WER, normalized", "cer": "CER"}
         metrics = [
-            {"type": rate.split("_")[0], "value": round(value.percent, 2), "name": names[rate]}
+            {"type": rate.split("_")[0], "value": round(value.value, 2), "name": names[rate]}
             for rate, value in run.after.rates.items()
         ]
         result = {
@@ -177,11 +158,13 @@ def _results(words: dict[str, str], run: Run | None) -> list[str]:
     rows = [(when, score) for when, score in scores if score is not None]
     if not rows:
         return [*lines, words["no_results"], ""]
-    lines += [words["columns"], "|---|---|---|---|---|---|"]
+    lines += [words["columns"], "|---|---|---|---|---|"]
     for when, score in rows:
-        context = words["full_context"] if score.full_context else words["own_length"]
-        data = f"{score.data} ({score.num_utterances})"
-        lines.append(f"| {when} | {data} | {context} | {' | '.join(str(rate) for rate in score.rates.values())} |")
+        rates = " | ".join(rate.write(" %") for rate in score.rates.values())
+        lines.append(f"| {when} | {score.data} ({score.num_utterances}) | {rates} |")
+    if run is not None and run.differences is not None:
+        differences = " | ".join(each.write(f" {words['points']}") for each in run.differences.values())
+        lines.append(f"| {words['difference']} | | {differences} |")
     return [*lines, "", words["intervals"], ""]
 
 
@@ -190,7 +173,7 @@ def _training(words: dict[str, str], run: Run, hours: float | None, num_utteranc
     amount = words["unknown"] if hours is None else f"{hours:.2f} h, {num_utterances} {words['utterances']}"
     rows = {
         words["data"]: f"{Path(str(data['train'])).name}: {amount}",
-        words["steps"]: trainer["max_steps"],
+        words["steps"]: _length(words, trainer),
         words["batch"]: f"{data['batch_size']} x {trainer['accumulate_grad_batches']}",
         words["learning_rate"]: f"{model['learning_rate']:g}, {model['schedule']}, warm-up {model['warmup_steps']}",
         words["weight_decay"]: model["weight_decay"],
@@ -200,6 +183,11 @@ def _training(words: dict[str, str], run: Run, hours: float | None, num_utteranc
         words["seed"]: run.config["seed_everything"],
     }
     return [f"### {words['training']}", "", "| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items()), ""]
+
+
+def _length(words: dict[str, str], trainer: dict[str, Any]) -> str:
+    """Give the run's optimizer steps, or its epochs where these were asked for."""
+    return str(trainer["max_steps"]) if trainer["max_steps"] > 0 else f"{trainer['max_epochs']} {words['epochs']}"
 
 
 def _example(name: str) -> list[str]:

@@ -8,20 +8,22 @@ ENGLISH = {
     "speaks": "Language: `{language}`; {millions} million parameters.",
     "results": "Results",
     "no_results": "Not measured.",
-    "columns": "| | data (utterances) | decoded at | WER [95 %] | WER, normalized [95 %] | CER [95 %] |",
+    "columns": "| | data (utterances) | WER [95 %] | WER, normalized [95 %] | CER [95 %] |",
     "before": "before training",
     "after": "this model",
-    "full_context": "full context",
-    "own_length": "its own length",
+    "difference": "difference",
+    "points": "points",
     "intervals": (
-        "Greedy decoding. Normalized: lower case, no punctuation, ñ and accents kept. In brackets, 95 % intervals of a "
-        "bootstrap over utterances: how far the figure would lie off with other utterances of the same kind."
+        "Greedy decoding at full context, the same utterances each time. Normalized: lower case, no "
+        "punctuation, ñ and accents kept. In brackets, 95 % intervals of a bootstrap over utterances, paired for the "
+        "difference: how far the figure would lie off with other utterances of the same kind."
     ),
     "training": "Training",
     "data": "data",
     "unknown": "amount unknown",
     "utterances": "utterances",
     "steps": "optimizer steps",
+    "epochs": "epochs",
     "batch": "utterances per batch x accumulated batches, per device",
     "learning_rate": "learning rate (AdamW)",
     "weight_decay": "weight decay",
@@ -50,20 +52,22 @@ SPANISH = {
     "speaks": "Idioma: `{language}`; {millions} millones de parámetros.",
     "results": "Resultados",
     "no_results": "Sin medir.",
-    "columns": "| | datos (frases) | decodificado con | WER [95 %] | WER normalizado [95 %] | CER [95 %] |",
+    "columns": "| | datos (frases) | WER [95 %] | WER normalizado [95 %] | CER [95 %] |",
     "before": "antes de entrenar",
     "after": "este modelo",
-    "full_context": "contexto completo",
-    "own_length": "su propia duración",
+    "difference": "diferencia",
+    "points": "puntos",
     "intervals": (
-        "Decodificación voraz. Normalizado: minúsculas, sin puntuación, con ñ y tildes. Entre corchetes, intervalos "
-        "del 95 % por bootstrap sobre las frases: cuánto podría variar la cifra con otras frases de la misma clase."
+        "Decodificación voraz con el contexto completo, las mismas frases cada vez. Normalizado: minúsculas, sin "
+        "puntuación, con ñ y tildes. Entre corchetes, intervalos del 95 % por bootstrap sobre las frases, pareado para "
+        "la diferencia: cuánto podría variar la cifra con otras frases de la misma clase."
     ),
     "training": "Entrenamiento",
     "data": "datos",
     "unknown": "cantidad desconocida",
     "utterances": "frases",
     "steps": "pasos del optimizador",
+    "epochs": "épocas",
     "batch": "frases por lote x lotes acumulados, por dispositivo",
     "learning_rate": "tasa de aprendizaje (AdamW)",
     "weight_decay": "decaimiento de pesos",

@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from whisper_lightning.metrics import EditCounts
 from whisper_lightning.report.scores import Compared, Scored, confusions, score_model
-from whisper_lightning.report.statistics import Estimate, estimate_rate, paired_difference
 from whisper_lightning.report.transcripts import ReferenceUtterance, Transcripts
 from whisper_lightning.scoring import SCORINGS, MarkCounts
+from whisper_lightning.statistics import Estimate, estimate_rate, paired_difference
 
 DURATION_EDGES_SECONDS = (0, 1, 2, 3, 4, 5, 7, 10, 15, 20, 25, 30)
 MOST_VALUES = 40

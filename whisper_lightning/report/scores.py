@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from whisper_lightning.metrics import EditCounts, character_edits
-from whisper_lightning.report.statistics import characters_per_second, is_loop, speed_limits
+from whisper_lightning.report.oddities import characters_per_second, is_loop, speed_limits
 from whisper_lightning.report.transcripts import ReferenceUtterance
 from whisper_lightning.scoring import (
     SCORINGS,

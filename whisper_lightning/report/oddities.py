@@ -1,0 +1,41 @@
+"""What is odd about a transcript: it repeats itself, or nobody could speak it in that time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from whisper_lightning.text import normalize
+
+LOOP = re.compile(r"(?:^|(?<= ))((?:\S+ ){1,10}?)\1{2,}|([^\W\d_]{1,10}?)\2{5,}")
+"""Up to ten words three times in a row, or up to ten letters of a word six times."""
+OUTLIER_DEVIATIONS = 3.5
+"""Modified z-score from which a value is an outlier (Iglewicz and Hoaglin 1993)."""
+LEAST_DEVIATION = 0.1
+"""Of the logarithm of characters per second; below it a corpus would be even beyond belief."""
+
+
+def is_loop(reference: str, hypothesis: str) -> bool:
+    """Say whether a transcript repeats itself as decoders do when they are stuck, and as its reference does not."""
+    spoken = normalize(reference)
+    return any(loop[0].strip() not in spoken for loop in LOOP.finditer(normalize(hypothesis) + " "))
+
+
+def characters_per_second(text: str, seconds: float) -> float:
+    """Give how fast a text would have been spoken; people speak Spanish at 10 to 20 characters per second."""
+    return len(text) / seconds
+
+
+def speed_limits(speeds: Sequence[float]) -> tuple[float, float]:
+    """Give the slowest and the fastest believable speech, from the references' characters per second.
+
+    A text beyond them does not belong to its audio: words lost or made up, or a wrong or cut label. Median and median
+    absolute deviation of the logarithm, which the outliers themselves hardly move.
+    """
+    logarithms = np.log([speed for speed in speeds if speed > 0] or [1.0])
+    median = np.median(logarithms)
+    deviation = max(LEAST_DEVIATION, 1.4826 * float(np.median(np.abs(logarithms - median))))
+    low, high = np.exp([median - OUTLIER_DEVIATIONS * deviation, median + OUTLIER_DEVIATIONS * deviation])
+    return float(low), float(high)
