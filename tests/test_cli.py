@@ -23,7 +23,7 @@ def test_fit_leaves_everything_in_its_folder(corpus: Path, tmp_path: Path) -> No
     names = {path.name for path in run.iterdir()}
     assert names >= {"config.yaml", "checkpoints", "transcripts", "metrics.csv", "rejected.csv", "best", "tensorboard"}
     transcripts = {path.name for path in (run / "transcripts").iterdir()}
-    assert transcripts == {"step-000000.csv", "step-000002.csv", "step-000004.csv", "test.csv"}
+    assert transcripts == {"before.csv", "step-000000.csv", "step-000002.csv", "step-000004.csv", "test.csv"}
     metrics = pd.read_csv(run / "metrics.csv")
     assert metrics["train/loss"].count() == 4
     assert list(metrics.loc[metrics["val/wer"].notna(), "step"]) == [0, 2, 4]

@@ -113,13 +113,18 @@ class ExactResume(Checkpoint):
         """
         if trainer.state.fn != "fit":
             return
+        if trainer.sanity_checking:
+            self.leave_before_the_first_step()
         self._exit_code = self._exit_code or self._stop.agreed()
-        if self._exit_code and trainer.sanity_checking:
-            raise Interrupted("stopped before the first step; start the run again", self._exit_code)
         accumulating = trainer.fit_loop.epoch_loop._should_accumulate()
         if self._exit_code and trainer.global_step < trainer.max_steps and not accumulating:
             self._save(trainer, validating=True)
             self._leave(trainer)
+
+    def leave_before_the_first_step(self) -> None:
+        """End the run on every rank if that was asked for; nothing is trained yet."""
+        if code := self._stop.agreed():
+            raise Interrupted("stopped before the first step; start the run again", code)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save with the validation's results, unless it was in the middle of an accumulation."""

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from whisper_lightning.callbacks.checkpoint import ExactResume
 from whisper_lightning.metrics import EditCounts
 from whisper_lightning.model.module import Decoded
 from whisper_lightning.transcripts import Scored, score, write_transcripts
@@ -87,9 +88,12 @@ class EvaluateWER(Callback):
         number = min(len(loader), limit) if isinstance(limit, int) else int(limit * len(loader))
         modes = [(module, module.training) for module in pl_module.modules()]
         pl_module.eval()
+        resume = next((c for c in trainer.callbacks if isinstance(c, ExactResume)), None)  # type: ignore[attr-defined]
         quiet = not trainer.is_global_zero or trainer.progress_bar_callback is None
         with torch.no_grad():
             for i, batch in enumerate(tqdm(islice(loader, number), "before training", number, disable=quiet)):
+                if resume is not None:
+                    resume.leave_before_the_first_step()
                 batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
                 self._collect(trainer, pl_module, trainer.strategy.test_step(batch, i), batch)
         for module, training in modes:
