@@ -181,9 +181,13 @@ def test_the_card_tells_the_run(short_run: Path, tmp_path: Path) -> None:
     assert run.before is not None
     assert run.after is not None
     for score in (run.before, run.after):
-        assert text.count(" | ".join(str(rate) for rate in score.rates.values())) >= 2  # in both languages
-    assert run.before.rates["wer"].percent == pytest.approx(metrics["val/wer"].dropna().iloc[0])
-    assert run.after.rates["wer"].low <= run.after.rates["wer"].percent <= run.after.rates["wer"].high
+        assert text.count(" | ".join(rate.write(" %") for rate in score.rates.values())) >= 2  # in both languages
+    assert run.before.rates["wer"].value == pytest.approx(metrics["before/wer"].dropna().iloc[0])
+    assert run.differences is not None
+    expected_difference = run.after.rates["wer"].value - run.before.rates["wer"].value
+    assert run.differences["wer"].value == pytest.approx(expected_difference)
+    for unit in (" points", " puntos"):
+        assert run.differences["wer"].write(unit) in text
     for word in ("24 utterances", "24 frases", "trained from random weights", "0.003, linear", "chosen on the test"):
         assert word in text, word
     assert str(tmp_path) not in text
@@ -259,7 +263,7 @@ def test_all_clients_hear_what_we_hear(
     capsys.readouterr()
     score = read_run(str(run)).after  # type: ignore[union-attr]
     assert score is not None
-    assert score.rates["wer"].percent < 15, "a degenerate model agrees with everybody"
+    assert score.rates["wer"].value < 15, "a degenerate model agrees with everybody"
     for precision, quantization in (("fp32", "float32"), ("fp16", "float16"), ("fp32", "int8")):
         out = tmp_path / quantization
         options = ["--formats", "hf,ct2,ggml,openai", "--precision", precision, "--quantization", quantization]

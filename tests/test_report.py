@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jiwer
@@ -16,7 +17,7 @@ import pytest
 
 from tests.conftest import MODEL, QUICKSTART, copy_corpus, one_error, read_rows
 from whisper_lightning.model.module import WhisperModule
-from whisper_lightning.report.oddities import is_loop, speed_limits
+from whisper_lightning.report.oddities import is_loop, is_unlikely_speed, speed_limits
 from whisper_lightning.report.results import evaluate
 from whisper_lightning.report.scores import compare, confusions
 from whisper_lightning.report.tables import make_tables, to_latex, to_markdown
@@ -70,8 +71,12 @@ def test_identical_models_do_not_differ_and_others_do() -> None:
     assert paired_difference(errors, errors, lengths) == (0.0, 0.0, 0.0, 1.0)
     fewer = [max(0, count - 1) for count in errors]
     better = paired_difference(fewer, errors, lengths)
-    assert better.low < better.value < better.high < 0
-    assert better.p_value < 0.001
+    _, low, high, p_value = better
+    assert low is not None
+    assert high is not None
+    assert p_value is not None
+    assert low < better.value < high < 0
+    assert p_value < 0.001
     worse = paired_difference(errors, fewer, lengths)
     assert worse.value == pytest.approx(-better.value)
     assert worse.p_value == better.p_value
@@ -83,10 +88,14 @@ def test_chance_alone_is_called_significant_one_time_in_twenty() -> None:
         chance = np.random.default_rng(seed)
         first, second = chance.binomial(8, 0.2, size=(2, 100)).tolist()
         difference = paired_difference(first, second, [8] * 100)
-        found += difference.p_value < 0.05
+        _, low, high, p_value = difference
+        assert low is not None
+        assert high is not None
+        assert p_value is not None
+        found += p_value < 0.05
         # Interval and p-value are of the same draws and say the same, but for the count that p never falls below.
-        if difference.p_value > 0.06:
-            assert difference.low <= 0 <= difference.high
+        if p_value > 0.06:
+            assert low <= 0 <= high
     assert 3 <= found <= 19
 
 
@@ -115,6 +124,40 @@ def test_unlikely_speeds_are_found_whatever_they_are() -> None:
     assert 20 < high < 28
 
 
+@pytest.mark.parametrize(
+    ("reference", "hypothesis", "seconds", "odd"),
+    [
+        ("pausa", "Pausa.", 2.0, False),  # one word and a silence, heard right
+        ("pausa", "paus", 2.0, False),  # slow as its reference is
+        ("pausa", "pausa gracias por ver el vídeo y hasta la próxima, suscríbete al canal", 2.0, True),
+        ("una frase de lo más normal", "una", 2.0, True),
+        ("una frase de lo más normal", "una frase de lo mas normal", 2.0, False),
+        ("una frase de lo más normal", "", 2.0, False),
+    ],
+)
+def test_right_transcripts_are_not_called_unlikely(reference: str, hypothesis: str, seconds: float, odd: bool) -> None:
+    assert is_unlikely_speed(reference, hypothesis, seconds, (8.0, 28.0)) is odd
+
+
+def test_few_utterances_have_no_interval_and_references_without_marks_no_f1() -> None:
+    made = transcripts(40, 0.3, 0.1)
+    plain = [replace(each, reference=each.reference.lower().strip(".?")) for each in made.utterances]
+    plain = [replace(each, columns={"accent": "rare" if i < 4 else "common"}) for i, each in enumerate(plain)]
+    results, _ = evaluate(Transcripts(made.source, plain, made.models, made.hypotheses, []))
+    for model in results["models"]:
+        assert model["punctuation_f1"] is None
+        assert model["capitalisation_f1"] is None
+    (accents,) = (each["values"] for each in results["slices"] if each["column"] == "accent")
+    wers = {each["value"]: each["wer"]["orthographic"][0] for each in accents}
+    assert wers["rare"].low is None
+    assert wers["common"].low < wers["common"].value < wers["common"].high
+    assert results["models"][0]["flags"]["empty"]["share"] == (0.0, None, None)
+    markdown = to_markdown(make_tables(results))
+    assert re.search(r"\| rare \| 4 \| [\d.]+ \| [\d.]+ \|", markdown)
+    assert "| model 0 | \u2013 | \u2013 | 0.00 |" in markdown
+    assert paired_difference([1, 0], [0, 0], [4, 4]) == (12.5, None, None, None)
+
+
 def test_figures_agree_with_jiwer() -> None:
     made = transcripts(200, 0.3)
     results, _ = evaluate(made)
@@ -127,7 +170,8 @@ def test_figures_agree_with_jiwer() -> None:
         assert scores["cer"].value == pytest.approx(100 * jiwer.cer(references, hypotheses))
         assert scores["counts"] == {k: getattr(out, k) for k in ("hits", "substitutions", "deletions", "insertions")}
         for rate in ("wer", "cer", "substitutions", "deletions", "insertions"):
-            assert scores[rate].low < scores[rate].value < scores[rate].high
+            low, high = scores[rate][1:]
+            assert low < scores[rate].value < high
     assert results["models"][0]["scores"]["orthographic"]["wer"].value > 5
 
 

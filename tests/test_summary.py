@@ -23,7 +23,7 @@ def logged(run: Path, name: str) -> list[float]:
 
 
 def wer(table: pd.DataFrame) -> float:
-    return 100 * jiwer.wer(list(table["reference"]), list(table["hypothesis"]))
+    return 100 * float(jiwer.wer(list(table["reference"]), list(table["hypothesis"])))
 
 
 @pytest.fixture(autouse=True)

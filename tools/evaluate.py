@@ -24,6 +24,7 @@ from whisper_lightning.report.results import evaluate, write_table
 from whisper_lightning.report.tables import make_tables, to_latex, to_markdown, write_p_value
 from whisper_lightning.report.transcripts import DataOptions, transcribe_test_set
 from whisper_lightning.scoring import numbers_as_words
+from whisper_lightning.statistics import Difference
 from whisper_lightning.terminal import read_command_line
 
 
@@ -97,21 +98,16 @@ def main(args: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for model in results["models"]:
-        wers = (f"{name} {estimate(scores['wer'])}" for name, scores in model["scores"].items())
+        wers = (f"{name} {scores['wer'].write()}" for name, scores in model["scores"].items())
         print(f"{model['name']}: WER {', '.join(wers)}")
     for each in results["differences"]:
         if each["rate"] == "wer" and each["scoring"] == "normalized":
-            figures = estimate((each["value"], each["low"], each["high"]))
+            figures = Difference(each["value"], each["low"], each["high"], each["p_value"]).write()
             print(f"{each['first']} minus {each['second']}: {figures} points, p {write_p_value(each['p_value'])}")
     data = results["data"]
     print(f"{data['num_utterances']} utterances of {data['source']}, {len(data['rejected'])} rows left out")
     print(f"report: {options.report / 'index.html'}")
     return 0
-
-
-def estimate(figures: Sequence[float]) -> str:
-    """Write a figure with its 95 % interval."""
-    return "{:.2f} [{:.2f}, {:.2f}]".format(*figures)
 
 
 if __name__ == "__main__":

@@ -28,10 +28,29 @@ def characters_per_second(text: str, seconds: float) -> float:
     return len(text) / seconds
 
 
+def is_unlikely_speed(reference: str, hypothesis: str, seconds: float, limits: tuple[float, float]) -> bool:
+    """Say whether nobody speaks this transcript in this time, though somebody spoke its reference.
+
+    A clip may well be one word and a pause, or said in haste: a transcript is odd where it leaves the limits on a side
+    on which its reference does not, and never where its words are right.
+
+    Args:
+        reference: What was said.
+        hypothesis: What was heard.
+        seconds: Length of the audio.
+        limits: As `speed_limits` gives them.
+    """
+    if not hypothesis.strip() or normalize(hypothesis) == normalize(reference):
+        return False
+    (low, high), said = limits, characters_per_second(reference, seconds)
+    heard = characters_per_second(hypothesis, seconds)
+    return heard < low <= said or heard > high >= said
+
+
 def speed_limits(speeds: Sequence[float]) -> tuple[float, float]:
     """Give the slowest and the fastest believable speech, from the references' characters per second.
 
-    A text beyond them does not belong to its audio: words lost or made up, or a wrong or cut label. Median and median
+    A transcript beyond them mostly does not belong to its audio: words lost or made up. Median and median
     absolute deviation of the logarithm, which the outliers themselves hardly move.
     """
     logarithms = np.log([speed for speed in speeds if speed > 0] or [1.0])

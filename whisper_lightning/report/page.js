@@ -12,7 +12,10 @@ const number = new Intl.NumberFormat("en");
 const percent = (value) => (value === 0 ? "0" : Math.abs(value) < 1000 ? value.toFixed(Math.abs(value) < 10 ? 2 : 1) : number.format(Math.round(value)));
 const estimate = (e) => `${percent(e[0])} %`;
 const signed = (value) => percent(value).replace("-", "−");
-const interval = (e) => `${percent(e[1])} – ${percent(e[2])}`;
+const few = "no interval";
+const interval = (e) => (e[1] === null ? few : `${percent(e[1])} – ${percent(e[2])}`);
+// An estimate without an interval is drawn as a point.
+const low = (e) => e[1] ?? e[0], high = (e) => e[2] ?? e[0];
 const title = (name) => (name[0].toUpperCase() + name.slice(1)).replaceAll("_", " ");
 const scoringName = () => R.scorings[state.scoring].name;
 const fold = (text) => text.normalize("NFD").replace(/[\u0300-\u0302\u0304-\u036f]/g, "").normalize("NFC").toLowerCase();
@@ -66,7 +69,7 @@ function drawHeader() {
 function drawHeadline() {
   const model = R.models[state.model], scores = model.scores[scoringName()];
   const card = (name, figure, detail, chosen = false) => element("dl", { class: chosen ? "card chosen" : "card" }, element("dt", {}, name), element("dd", { class: "figure" }, figure), element("dd", { class: "interval" }, detail));
-  const rate = (name, e, chosen) => (e ? card(name, estimate(e), interval(e), chosen) : card(name, "–", "none in the texts"));
+  const rate = (name, e, chosen) => (e ? card(name, estimate(e), interval(e), chosen) : card(name, "–", "the references have none"));
   byId("headline").replaceChildren(
     ...R.scorings.map((scoring, i) => rate(`WER, ${scoring.name.replaceAll("_", " ")}`, model.scores[scoring.name].wer, i === state.scoring)),
     rate("CER", scores.cer), rate("Punctuation F1", model.punctuation_f1), rate("Capitals F1", model.capitalisation_f1),
@@ -86,13 +89,13 @@ function drawHeadline() {
 
 function drawWhiskers() {
   const all = R.models.map((model) => model.scores[scoringName()].wer);
-  const low = Math.min(...all.map((e) => e[1])), high = Math.max(...all.map((e) => e[2]), low + 0.01);
-  const pad = (high - low) * 0.06, from = Math.max(0, low - pad), to = high + pad;
+  const least = Math.min(...all.map(low)), most = Math.max(...all.map(high), least + 0.01);
+  const pad = (most - least) * 0.06, from = Math.max(0, least - pad), to = most + pad;
   const place = (value) => `${(100 * (value - from)) / (to - from)}%`;
   byId("whiskers").replaceChildren(...all.flatMap((e, i) => [
     element("button", { type: "button", "aria-pressed": String(i === state.model), onclick: () => choose({ model: i }) }, R.models[i].name),
     element("div", { class: i === state.model ? "track chosen" : "track", "aria-hidden": "true" },
-      element("i", { class: "range", style: { left: place(e[1]), right: `calc(100% - ${place(e[2])})` } }), element("i", { class: "dot", style: { left: place(e[0]) } })),
+      element("i", { class: "range", style: { left: place(low(e)), right: `calc(100% - ${place(high(e))})` } }), element("i", { class: "dot", style: { left: place(e[0]) } })),
     element("span", { class: "value" }, `${estimate(e)}  (${interval(e)})`),
   ]));
 }
@@ -101,9 +104,9 @@ function drawDifferences() {
   const found = R.differences.filter((each) => each.scoring === scoringName() && each.rate === "wer");
   if (!found.length) return;
   const rows = found.map((d) => {
-    const sure = d.low > 0 || d.high < 0;
+    const sure = d.low !== null && (d.low > 0 || d.high < 0);
     const verdict = d.value === 0 && d.p_value === 1 ? "no difference" : sure ? `${d.value < 0 ? d.first : d.second} is better` : "not told apart";
-    return element("tr", {}, element("th", { scope: "row" }, `${d.first} − ${d.second}`), element("td", {}, signed(d.value)), element("td", {}, `${signed(d.low)} to ${signed(d.high)}`), element("td", {}, d.p_value < 0.001 ? "< 0.001" : d.p_value.toFixed(3)), element("td", { class: "name" }, verdict));
+    return element("tr", {}, element("th", { scope: "row" }, `${d.first} − ${d.second}`), element("td", {}, signed(d.value)), element("td", {}, d.low === null ? few : `${signed(d.low)} to ${signed(d.high)}`), element("td", {}, d.p_value === null ? "–" : d.p_value < 0.001 ? "< 0.001" : d.p_value.toFixed(3)), element("td", { class: "name" }, verdict));
   });
   const head = ["Difference in WER", "points", "95 % interval", "p", ""].map((name) => element("th", { scope: "col" }, name));
   byId("differences").replaceChildren(element("div", { class: "scroll" }, element("table", {}, element("caption", {}, "Each pair on the same utterances (paired bootstrap, two-sided)"), element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows))));
@@ -131,10 +134,10 @@ function drawSlices() {
   byId("slices").replaceChildren(...R.slices.map((slice) => {
     const wers = slice.values.map((each) => each.wer[scoringName()][state.model]);
     // By those seen at first: the interval of one rare value would flatten all others.
-    const scale = Math.max(...wers.slice(0, SLICES_SHOWN).map((e) => e[2]), ...wers.map((e) => e[0]), 1);
+    const scale = Math.max(...wers.slice(0, SLICES_SHOWN).map(high), ...wers.map((e) => e[0]), 1);
     const rows = slice.values.map((each, i) => {
       const label = `${slice.column}: ${each.value}`, e = wers[i], end = (value) => `${(100 * value) / scale}%`;
-      const plot = element("span", { class: "plot", "aria-hidden": "true" }, element("i", { class: "fill", style: { width: end(e[0]) } }), element("i", { class: "range", style: { left: end(e[1]), width: end(e[2] - e[1]) } }), element("i", { class: "end", style: { left: end(e[1]) } }), element("i", { class: "end", style: { left: `calc(${end(e[2])} - 1.5px)` } }));
+      const plot = element("span", { class: "plot", "aria-hidden": "true" }, element("i", { class: "fill", style: { width: end(e[0]) } }), element("i", { class: "range", style: { left: end(low(e)), width: end(high(e) - low(e)) } }), ...(e[1] === null ? [] : [element("i", { class: "end", style: { left: end(low(e)) } }), element("i", { class: "end", style: { left: `calc(${end(high(e))} - 1.5px)` } })]));
       const name = element("span", { class: "label", title: each.value }, element("span", {}, each.value), element("small", {}, `${number.format(each.utterances.length)}`, element("span", { class: "hidden" }, " utterances")));
       return element("li", {}, element("button", { ...pressed(label), class: "row slice", title: `${estimate(e)} (${interval(e)}), ${each.utterances.length} utterances`, onclick: () => only(label, each.utterances) }, name, plot, element("span", { class: "amount" }, estimate(e))));
     });

@@ -92,8 +92,9 @@ def _total(counts: Sequence[EditCounts]) -> EditCounts:
 
 
 def _f1(counts: Sequence[MarkCounts]) -> Estimate | None:
+    """Give a corpus-level F1; None where the references have no marks, or no capitals: there is nothing to find."""
     totals = [each.expected + each.given for each in counts]
-    return estimate_rate([2 * each.found for each in counts], totals) if sum(totals) else None
+    return estimate_rate([2 * each.found for each in counts], totals) if any(each.expected for each in counts) else None
 
 
 def _differences(names: Sequence[str], scored: Sequence[Sequence[Scored]]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from whisper_lightning.metrics import EditCounts, character_edits
-from whisper_lightning.report.oddities import characters_per_second, is_loop, speed_limits
+from whisper_lightning.report.oddities import characters_per_second, is_loop, is_unlikely_speed, speed_limits
 from whisper_lightning.report.transcripts import ReferenceUtterance
 from whisper_lightning.scoring import (
     SCORINGS,
@@ -54,7 +54,7 @@ class Scored:
         speed: Characters of the hypothesis per second.
         empty: Nothing was transcribed.
         loop: It repeats itself.
-        speed_outlier: Nobody speaks this text in this time.
+        speed_outlier: Nobody speaks this text in this time, as `is_unlikely_speed` has it.
     """
 
     texts: dict[str, Compared]
@@ -68,7 +68,7 @@ class Scored:
 
 def score_model(name: str, utterances: Sequence[ReferenceUtterance], hypotheses: Sequence[str]) -> list[Scored]:
     """Score a model's transcripts; what is a believable speed, the references say."""
-    low, high = speed_limits([characters_per_second(each.reference, each.seconds) for each in utterances])
+    limits = speed_limits([characters_per_second(each.reference, each.seconds) for each in utterances])
     scored = []
     pairs = zip(utterances, hypotheses, strict=True)
     for utterance, hypothesis in tqdm(pairs, desc=f"scoring {name}", total=len(utterances), unit="utterance"):
@@ -81,7 +81,7 @@ def score_model(name: str, utterances: Sequence[ReferenceUtterance], hypotheses:
                 speed,
                 empty=not hypothesis.strip(),
                 loop=is_loop(utterance.reference, hypothesis),
-                speed_outlier=bool(hypothesis.strip()) and not low <= speed <= high,
+                speed_outlier=is_unlikely_speed(utterance.reference, hypothesis, utterance.seconds, limits),
             )
         )
     return scored

@@ -6,8 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from whisper_lightning.statistics import Estimate
+from whisper_lightning.statistics import MIN_UTTERANCES, Estimate
 
+NO_INTERVAL = f"no interval where there are fewer than {MIN_UTTERANCES} utterances, or all are alike"
 LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -30,7 +31,7 @@ class Table(NamedTuple):
 def make_tables(results: dict[str, Any]) -> list[Table]:
     """Lay out the figures: error rates, other figures, differences, slices."""
     data, models = results["data"], results["models"]
-    about = f"{data['source']}, {data['num_utterances']:,} utterances, decoded at full context"
+    about = f"{data['source']}, {data['num_utterances']:,} utterances, decoded at full context; {NO_INTERVAL}"
     scorings = [scoring["name"] for scoring in results["scorings"]]
     rates = ["wer", "cer", "substitutions", "deletions", "insertions"]
     tables = [
@@ -44,7 +45,8 @@ def make_tables(results: dict[str, Any]) -> list[Table]:
             ],
         ),
         Table(
-            "Punctuation and capitals (F1 in %), and shares of odd transcripts in %, with 95 % intervals",
+            "Punctuation and capitals (F1 in %; \u2013 where the references have none), shares of odd transcripts in "
+            f"%, with 95 % intervals; {NO_INTERVAL}",
             ["Model", "Punctuation F1", "Capitals F1", "Empty", "Loops", "Unlikely speed"],
             [
                 [model["name"], _estimate(model["punctuation_f1"]), _estimate(model["capitalisation_f1"])]
@@ -68,7 +70,7 @@ def make_tables(results: dict[str, Any]) -> list[Table]:
             for value in each["values"]
         ]
         header = [_words(each["column"]), "Utterances", *(model["name"] for model in models)]
-        tables.append(Table(f"WER in % by {_words(each['column'])} ({chosen})", header, rows))
+        tables.append(Table(f"WER in % by {_words(each['column'])} ({chosen}; {NO_INTERVAL})", header, rows))
     return tables
 
 
@@ -108,8 +110,10 @@ def to_latex(tables: Sequence[Table]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def write_p_value(p_value: float) -> str:
-    """Write a p-value; no smaller one than 2,000 resampled corpora can show."""
+def write_p_value(p_value: float | None) -> str:
+    """Write a p-value; no smaller one than 2,000 resampled corpora can show, and a dash where there is none."""
+    if p_value is None:
+        return "\u2013"
     return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
@@ -126,10 +130,10 @@ def _signed(value: float) -> str:
 
 
 def _estimate(estimate: Estimate | None) -> str:
-    return "\u2013" if estimate is None else "{:.2f} [{:.2f}, {:.2f}]".format(*estimate)
+    return "\u2013" if estimate is None else estimate.write()
 
 
 def _difference(each: dict[str, Any]) -> list[str]:
-    interval = f"[{_signed(each['low'])}, {_signed(each['high'])}]"
+    interval = "\u2013" if each["low"] is None else f"[{_signed(each['low'])}, {_signed(each['high'])}]"
     names = f"{each['first']} \u2212 {each['second']}"
     return [names, _words(each["scoring"]), _signed(each["value"]), interval, write_p_value(each["p_value"])]
