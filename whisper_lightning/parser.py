@@ -82,8 +82,9 @@ class Parser(LightningArgumentParser):
     def _options(self) -> Iterator[str]:
         """Give the keys of all options, those of the commands too."""
         for action in self._actions:
-            if isinstance(getattr(action, "choices", None), dict):
-                for parser in action.choices.values():
+            choices: Any = action.choices
+            if isinstance(choices, dict):  # the commands, each with a parser of its own
+                for parser in choices.values():
                     yield from parser._options()
             elif action.dest not in ("help", "config", "print_config"):
                 yield action.dest

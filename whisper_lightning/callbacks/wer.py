@@ -156,7 +156,7 @@ class EvaluateWER(Callback):
 def _hears_the_test(trainer: Trainer) -> bool:
     """Say whether the validation before the first step decodes what the test at the end will decode."""
     same = trainer.limit_val_batches == trainer.limit_test_batches and trainer.num_sanity_val_steps == float("inf")
-    return same and trainer.datamodule.test_is_val  # type: ignore[attr-defined, no-any-return]
+    return same and trainer.datamodule.test_is_val  # type: ignore[attr-defined]
 
 
 def _log(trainer: Trainer, metrics: dict[str, float]) -> None:

@@ -66,12 +66,12 @@ def read_run(source: str) -> Run | None:
     before, after = (read_transcripts(path) if path.is_file() else None for path in paths)
     if Path(source).is_file():  # a checkpoint file holds the last weights, and it is the best ones that were tested
         after = None
-    scores = (table if table is None else _score(table, data) for table in (before, after))
-    return Run(config, *scores, None if before is None or after is None else _differences(before, after))
+    differences = None if before is None or after is None else _differences(before, after)
+    return Run(config, _score(before, data), _score(after, data), differences)
 
 
-def _score(table: pd.DataFrame, data: str) -> Score:
-    return Score(data, len(table), {rate: measure(table, rate) for rate in RATES})
+def _score(table: pd.DataFrame | None, data: str) -> Score | None:
+    return None if table is None else Score(data, len(table), {rate: measure(table, rate) for rate in RATES})
 
 
 def _differences(before: pd.DataFrame, after: pd.DataFrame) -> dict[str, Difference] | None:
