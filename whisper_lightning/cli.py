@@ -27,6 +27,7 @@ from whisper_lightning.callbacks.wer import EvaluateWER
 from whisper_lightning.checks import check_fit, find_cuda, warn_of_cpu
 from whisper_lightning.data.datamodule import SpeechDataModule
 from whisper_lightning.data.sources import check_sources, name_sources
+from whisper_lightning.data.workers import death_of_a_worker
 from whisper_lightning.errors import Interrupted, UserError, is_full_disk
 from whisper_lightning.files import find_whole, previous_checkpoint, read_checkpoint
 from whisper_lightning.loggers import WandbOptions, make_loggers
@@ -267,6 +268,9 @@ def main(args: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2
     except Exception as error:
+        if (death := death_of_a_worker(error)) is not None:
+            print(f"error: {death}", file=sys.stderr)  # noqa: T201
+            return death.exit_code if isinstance(death, Interrupted) else 2
         if not is_full_disk(error):
             raise
         remedy = "what was saved before is whole. Make room, then continue with --ckpt_path last"

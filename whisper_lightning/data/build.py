@@ -233,7 +233,7 @@ def _run(tasks: Iterator[Task], workers: int) -> Iterator[int]:
             yield from (future.result() for future in pending)
         except BaseException:
             stop.set()  # workers would finish their shard first, which may take a minute
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
             raise
 
 

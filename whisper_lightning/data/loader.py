@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from whisper_lightning.audio import SAMPLE_RATE_HZ, SAMPLES_PER_POSITION
 from whisper_lightning.data.augment import augment
-from whisper_lightning.data.plan import PlannedBatch
+from whisper_lightning.data.plan import Plan, PlannedBatch
 from whisper_lightning.data.shards import ShardIndex, Utterance
-from whisper_lightning.data.workers import obey_the_main_process, starting_workers
+from whisper_lightning.data.workers import death_of_a_worker, no_shared_memory, obey_the_main_process, starting_workers
 from whisper_lightning.errors import UserError
 from whisper_lightning.text import LabelEncoder
+
+SHARED_MEMORY = Path("/dev/shm")
+"""Where batches go from the workers to the main process, on Linux."""
 
 
 class Batch(NamedTuple):
@@ -90,11 +96,23 @@ class BatchDataset(Dataset[Batch | UserError]):
 
     def __getitem__(self, item: tuple[PlannedBatch, int]) -> Batch | UserError:
         """Read the utterances of a planned batch of an epoch, and pad them to its context."""
-        planned, epoch = item
         try:
-            utterances = [self.index.read(i) for i in planned.indices]
+            batch = self._read(*item)
+            if get_worker_info() is not None:
+                # Here and not while it is sent: an error there is printed, and the main process waits for ever.
+                for value in batch:
+                    if isinstance(value, torch.Tensor):
+                        value.share_memory_()  # type: ignore[no-untyped-call]
         except UserError as error:
             return error
+        except RuntimeError as error:
+            if "shared memory" not in str(error):
+                raise
+            return no_shared_memory(str(error).splitlines()[0])
+        return batch
+
+    def _read(self, planned: PlannedBatch, epoch: int) -> Batch:
+        utterances = [self.index.read(i) for i in planned.indices]
         if self.augment_seed is not None:
             waveforms = (augment(each.waveform, self.augment_seed, epoch, each.key) for each in utterances)
             utterances = [each._replace(waveform=new) for each, new in zip(utterances, waveforms, strict=True)]
@@ -133,7 +151,7 @@ class EpochLoader:
     def __init__(
         self,
         dataset: BatchDataset,
-        plan: Callable[[int], Sequence[PlannedBatch]],
+        plan: Callable[[int], Plan],
         *,
         num_workers: int = 0,
         pin_memory: bool = False,
@@ -186,12 +204,36 @@ class EpochLoader:
         resumed_epoch, start = self._resume
         self._remaining.batches = planned[start:] if epoch == resumed_epoch else planned
         self._remaining.epoch = epoch
+        self._check_shared_memory(planned)
         with starting_workers():
             batches = iter(self._loader)  # starts the workers, which inherit what is blocked
-        for batch in batches:
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch
+        try:
+            for batch in batches:
+                if isinstance(batch, UserError):
+                    raise batch
+                yield batch
+        except RuntimeError as error:
+            death = death_of_a_worker(error)
+            if death is None:
+                raise
+            raise death from None
+
+    def _check_shared_memory(self, planned: Plan) -> None:
+        """Compare what the batches under way will take with what there is.
+
+        Raises:
+            UserError: It is too little; workers would be killed for it, at some point of the run.
+        """
+        if self._loader.num_workers == 0 or not SHARED_MEMORY.is_dir():
+            return
+        under_way = self._loader.num_workers * (self._loader.prefetch_factor or 0) + 1
+        batch_bytes = np.sort(planned.sizes * planned.num_samples * torch.float32.itemsize)
+        needed = int(batch_bytes[-under_way:].sum())
+        free = shutil.disk_usage(SHARED_MEMORY).free
+        if free < needed:
+            raise no_shared_memory(
+                f"{free / 2**20:.0f} MiB are free in {SHARED_MEMORY}, {needed / 2**20:.0f} are needed"
+            )
 
 
 def _start_worker(number: int) -> None:

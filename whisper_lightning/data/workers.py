@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import process, resource_tracker, util
 
+from whisper_lightning.errors import Interrupted, UserError
+
 STOPPING = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)}
 """What stops a run. The main process saves then, and needs its workers for it."""
 
@@ -51,6 +53,28 @@ def obey_the_main_process() -> None:
     threading.Thread(target=_end_with_the_main_process, daemon=True).start()
     if hasattr(signal, "sigwaitinfo"):  # Linux
         threading.Thread(target=_wait_for_its_signal, daemon=True).start()
+
+
+def no_shared_memory(what: str) -> UserError:
+    """Say that workers cannot hand over their batches, and what helps."""
+    return UserError(
+        f"data.num_workers: too little shared memory for the batches of processes that read data ({what}); give the "
+        "container more (docker run --shm-size=8g), or set data.num_workers 0 or a smaller batch size"
+    )
+
+
+def death_of_a_worker(error: BaseException) -> Exception | None:
+    """Say what it means that a worker of a DataLoader has died; None where the error is another one."""
+    text = str(error)
+    if not isinstance(error, RuntimeError) or "DataLoader worker" not in text:
+        return None
+    if "Bus error" in text or "shared memory" in text:
+        return no_shared_memory("a process was killed for it")
+    return Interrupted(
+        "stopped: a process that reads data was killed, for want of memory it may be (fewer data.num_workers, or a "
+        "smaller batch size); continue with --ckpt_path last",
+        75,
+    )
 
 
 def _wait_for_its_signal() -> None:
