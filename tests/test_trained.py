@@ -1,11 +1,13 @@
 """Opening a model for use: what is taken for one, and what is said of what is none."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.conftest import MODEL
+from tests.conftest import MODEL, quick_arguments
+from whisper_lightning.cli import main
 from whisper_lightning.errors import UserError
 from whisper_lightning.model.module import WhisperModule
 from whisper_lightning.model.trained import open_model
@@ -21,6 +23,25 @@ def test_a_run_stands_for_its_best_model(tmp_path: Path) -> None:
     assert opened.whisper.dtype == torch.float32
     assert opened.encoder.prompt == module.encoder.prompt
     assert open_model(str(tmp_path / "run"), language="es").encoder.prompt != module.encoder.prompt
+
+
+def test_a_checkpoint_is_opened_where_it_was_moved_to(
+    corpus: Path, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run started from a folder that was given relative to another working directory."""
+    place = tmp_path / "place"
+    shutil.copytree(published, place / "base")
+    monkeypatch.chdir(place)
+    options = ["--model.checkpoint=base", "--model.random_weights=false", "--trainer.max_steps=2"]
+    assert main([*quick_arguments(corpus, place / "run"), *options]) == 0
+    monkeypatch.chdir(tmp_path)
+    shutil.move(place, tmp_path / "elsewhere")
+    last = tmp_path / "elsewhere" / "run" / "checkpoints" / "last.ckpt"
+    opened = open_model(str(last))
+    trained = torch.load(last, weights_only=True)["state_dict"]
+    assert all(torch.equal(weight, trained[name]) for name, weight in opened.state_dict().items())
+    assert opened.encoder.language == "es"
+    assert open_model(str(last), language="gl").encoder.language == "gl"
 
 
 def test_what_is_no_model(tmp_path: Path) -> None:

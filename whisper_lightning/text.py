@@ -37,7 +37,7 @@ def load_config(checkpoint: str) -> WhisperConfig:
     try:
         values, _ = WhisperConfig.get_config_dict(checkpoint)
         if not values:  # `from_pretrained` would make a Whisper of its own
-            raise FileNotFoundError("there is no config.json")
+            raise FileNotFoundError("there is no config.json, or nothing in it")
         config = WhisperConfig.from_dict(values)
     except Exception as error:  # of a damaged file: the libraries name no common kind
         raise UserError(_not_found(checkpoint, error)) from None

@@ -26,7 +26,7 @@ def open_model(source: str, *, language: str | None = None) -> WhisperModule:
     """
     path = Path(source)
     if path.is_file():
-        return _open_checkpoint(path).eval()
+        return _open_checkpoint(path, language).eval()
     if not path.exists():
         runs = sorted(config.parent.name for config in path.parent.glob("*/config.yaml"))
         if runs:  # the hub has no such model either, and offline it takes minutes to say so
@@ -53,7 +53,7 @@ def _trained_for(source: str) -> dict[str, Any]:
     return {name: value.strip("<|>") for name, value in named.items()}
 
 
-def _open_checkpoint(path: Path) -> WhisperModule:
+def _open_checkpoint(path: Path, language: str | None) -> WhisperModule:
     """Open a checkpoint file of a run; the model that the run started from gives everything but the weights."""
     try:
         hparams = read_checkpoint(path).get("hyper_parameters")
@@ -66,4 +66,6 @@ def _open_checkpoint(path: Path) -> WhisperModule:
     best = path.parent.parent / "best"
     if (best / "config.json").is_file():  # the same model, which has moved with the run
         hparams["checkpoint"] = str(best)
+    if language is not None:
+        hparams["language"] = language
     return WhisperModule(**hparams | {"random_weights": True, "initial_weights": str(path), "context": "full"})
