@@ -1,0 +1,190 @@
+"""Each option of ours changes what it says, and nothing else: a table over all of `fit --help`."""
+
+import contextlib
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+import wandb
+
+from tests.conftest import MODEL, copy_corpus, one_error, quick_arguments, read_rows
+from tests.faulty_server import Faults, serve
+from whisper_lightning.cli import main
+from whisper_lightning.data.build import build_shards
+from whisper_lightning.model.module import WhisperModule
+
+TRAINING = {"training batches", "training seconds", "training audio", "training sentences"}
+VALIDATION = {"validation batches", "validation audio", "validation sentences"}
+TABLE: dict[str, tuple[str, set[str]]] = {
+    "model.checkpoint": ("{folder}/other", {"weights at the start"}),
+    "model.random_weights": ("true", {"weights at the start"}),
+    "model.initial_weights": ("{folder}/base/checkpoints/last.ckpt", {"weights at the start"}),
+    "model.language": ("gl", {"prompt"}),
+    "model.task": ("translate", {"prompt"}),
+    "model.context": ("full", {"training batches", "training seconds"}),
+    "model.learning_rate": ("0.002", {"learning rates"}),
+    "model.warmup_steps": ("3", {"learning rates"}),
+    "model.schedule": ("cosine", {"learning rates"}),
+    "model.weight_decay": ("0.1", {"weight decay"}),
+    "model.activation_seconds": ("5", {"encoder calls"}),
+    "model.max_tokens": ("7", {"tokens decoded"}),
+    "model.spec_augment": ("true", {"masks"}),
+    "data.train": ("{folder}/corpus/other.csv", TRAINING),
+    "data.val": ("{folder}/corpus/other.csv", {*VALIDATION, "test batches"}),
+    "data.test": ("{folder}/corpus/other.csv", {"test batches"}),
+    "data.audio_root": ("{folder}/quiet", {"training audio", "validation audio"}),
+    "data.columns": ("[audio, english]", {"training sentences", "validation sentences"}),
+    "data.batch_size": ("8", {"training batches", "training seconds"}),
+    "data.eval_batch_size": ("2", {"validation batches", "test batches"}),
+    "data.max_batch_seconds": ("5", {"training batches", "training seconds", "validation batches", "test batches"}),
+    "data.full_share": ("0.5", {"training batches", "training seconds"}),
+    "data.augment": ("true", {"training audio"}),
+    "data.num_workers": ("1", {"workers"}),
+    "evaluate.num_shown": ("1", {"rows shown"}),
+    "resume.every_n_steps": ("3", {"saves"}),
+}
+"""Option, another value than the runs' own, and all that it changes."""
+ELSEWHERE = {
+    "data.predict": "test_predict_transcribes_its_own_csv",
+    "data.cache_dir": "test_remote_shards_are_kept_where_the_option_says",
+    "data.cache_gib": "test_a_small_cache_is_warned_of",
+    "data.max_rejected_fraction": "test_rows_that_may_be_rejected",
+    "wandb.enabled": "test_weights_and_biases_are_told_project_and_name",
+    "wandb.project": "test_weights_and_biases_are_told_project_and_name",
+    "wandb.name": "test_weights_and_biases_are_told_project_and_name",
+}
+"""Options that need another run than the table's: the test that they have below it."""
+
+Observed = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Clips with two columns of sentences, the same clips at half their loudness, and two models."""
+    folder = tmp_path_factory.mktemp("options")
+    corpus = copy_corpus(folder / "corpus", 8, 4)
+    for path in (corpus / "audio").iterdir():
+        samples, rate = soundfile.read(path)
+        (folder / "quiet" / "audio").mkdir(parents=True, exist_ok=True)
+        soundfile.write(folder / "quiet" / "audio" / path.name, samples / 2, rate, format="OGG", subtype="OPUS")
+    for name, rows in (
+        ("train", read_rows(corpus / "train.csv")),
+        ("test", read_rows(corpus / "test.csv")),
+        ("other", read_rows(corpus / "train.csv")[2:6]),
+    ):
+        with (corpus / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["audio", "sentence", "english"])
+            writer.writerows([row["audio"], row["sentence"], "the light"] for row in rows)
+    for name in ("model", "other"):
+        WhisperModule(str(MODEL), random_weights=True).save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(material: Path) -> Observed:
+    """What a run with the table's own values does."""
+    return observe(material, "base")
+
+
+def arguments(material: Path, name: str) -> list[str]:
+    """A run of four steps, two batches an epoch."""
+    return [
+        *quick_arguments(material / "corpus", material / name),
+        f"--model.checkpoint={material / 'model'}",
+        "--model.random_weights=false",
+        "--trainer.max_steps=4",
+        "--data.batch_size=4",
+        "--data.full_share=0",
+        "--trainer.logger=true",
+    ]
+
+
+def observe(material: Path, name: str, *options: str) -> Observed:
+    """Run, and give what was observed."""
+    path, shown = material / f"{name}.json", io.StringIO()
+    callback = ["--trainer.callbacks+=tests.observe.Observe", f"--trainer.callbacks.path={path}"]
+    with contextlib.redirect_stdout(shown):
+        assert main([*arguments(material, name), *callback, *options]) == 0
+    observed: Observed = json.loads(path.read_text(encoding="utf-8"))
+    return observed | {"rows shown": len(re.findall(r"^│ +\d+ │", shown.getvalue(), re.MULTILINE))}
+
+
+SLOW = {"data.num_workers"}  # it starts processes
+
+
+@pytest.mark.parametrize("option", [pytest.param(o, marks=[pytest.mark.slow] * (o in SLOW)) for o in TABLE])
+def test_an_option_changes_its_observable_and_nothing_else(option: str, material: Path, base: Observed) -> None:
+    value, expected = TABLE[option]
+    observed = observe(material, option, f"--{option}={value.format(folder=material)}")
+    changed = {name for name in {*base, *observed} if base.get(name) != observed.get(name)}
+    assert changed == expected, {name: (base.get(name), observed.get(name)) for name in changed ^ expected}
+
+
+def test_the_table_has_every_option_of_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", "--help"])
+    groups = "model|data|evaluate|best|resume|steps|wandb"
+    options = set(re.findall(rf"^ +--((?:{groups})\.[a-z_]+)", capsys.readouterr().out, re.MULTILINE))
+    assert options == TABLE.keys() | ELSEWHERE.keys()
+    assert set(ELSEWHERE.values()) <= globals().keys()
+
+
+def test_predict_transcribes_its_own_csv(material: Path) -> None:
+    options = [f"--model.checkpoint={material / 'model'}", "--model.random_weights=false", "--model.max_tokens=4"]
+    options += [
+        f"--data.val={material / 'corpus' / 'test.csv'}",
+        f"--trainer.default_root_dir={material / 'predicted'}",
+    ]
+    transcribed = []
+    for predict in ([], [f"--data.predict={material / 'corpus' / 'other.csv'}"]):
+        assert main(["predict", "--config=quickstart.yaml", *options, *predict]) == 0
+        transcribed.append([row["audio"] for row in read_rows(material / "predicted" / "predictions.csv")])
+    for audio, name in zip(transcribed, ("test.csv", "other.csv"), strict=True):
+        assert audio == [row["audio"] for row in read_rows(material / "corpus" / name)]
+
+
+def test_rows_that_may_be_rejected(material: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = material / "corpus" / "gaps.csv"
+    text = (material / "corpus" / "train.csv").read_text(encoding="utf-8")
+    path.write_text(f"{text}audio/absent.wav,luz,light\n", encoding="utf-8")
+    options = [*arguments(material, "gaps"), f"--data.train={path}"]
+    assert main(options) == 2
+    assert "1 of 9 rows" in one_error(capsys)
+    assert main([*options, "--data.max_rejected_fraction=0.2"]) == 0
+
+
+@pytest.fixture
+def remote(material: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Options of a run whose training shards are on a server."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    build_shards(material / "corpus" / "train.csv", material / "served" / "train", num_workers=0)
+    with serve(material / "served", Faults()) as address:
+        yield [f"--data.train={address}/train", f"--data.cache_dir={material / 'cache'}"]
+
+
+def test_remote_shards_are_kept_where_the_option_says(remote: list[str], material: Path, base: Observed) -> None:
+    observed = observe(material, "remote", *remote)
+    assert {name for name in base if base[name] != observed[name]} == set()
+    assert len(list((material / "cache" / "shards").glob("*.tar"))) == 1
+
+
+def test_a_small_cache_is_warned_of(remote: list[str], material: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for gib, warned in (("1", False), ("0.0001", True)):
+        caplog.clear()
+        assert main([*arguments(material, f"cache-{gib}"), *remote, f"--data.cache_gib={gib}"]) == 0
+        assert ("data.cache_gib" in caplog.text) == warned
+
+
+def test_weights_and_biases_are_told_project_and_name(material: Path, base: Observed) -> None:
+    observed = observe(material, "told", "--wandb.enabled=true", "--wandb.project=voces", "--wandb.name=primera")
+    wandb.finish()
+    changed = {name: value for name, value in observed.items() if base.get(name) != value}
+    loggers = [*base["loggers"], "WandbLogger"]
+    assert changed == {"loggers": loggers, "W&B project": "voces", "W&B name": "primera"}
