@@ -27,7 +27,7 @@ TABLE: dict[str, tuple[str, set[str]]] = {
     "model.initial_weights": ("{folder}/base/checkpoints/last.ckpt", {"weights at the start"}),
     "model.language": ("gl", {"prompt"}),
     "model.task": ("translate", {"prompt"}),
-    "model.context": ("full", {"training batches", "training seconds"}),
+    "model.context": ("full", {"training seconds"}),
     "model.learning_rate": ("0.002", {"learning rates"}),
     "model.warmup_steps": ("3", {"learning rates"}),
     "model.schedule": ("cosine", {"learning rates"}),
@@ -37,7 +37,7 @@ TABLE: dict[str, tuple[str, set[str]]] = {
     "model.spec_augment": ("true", {"masks"}),
     "data.train": ("{folder}/corpus/other.csv", TRAINING),
     "data.val": ("{folder}/corpus/other.csv", {*VALIDATION, "test batches"}),
-    "data.test": ("{folder}/corpus/other.csv", {"test batches"}),
+    "data.test": ("{folder}/corpus/other.csv", {"test batches", "rows shown"}),  # it is decoded before training as well
     "data.audio_root": ("{folder}/quiet", {"training audio", "validation audio"}),
     "data.columns": ("[audio, english]", {"training sentences", "validation sentences"}),
     "data.batch_size": ("8", {"training batches", "training seconds"}),
