@@ -10,6 +10,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
+from whisper_lightning.model.module import WhisperModule
+
 
 def _sums(batch: Any) -> dict[str, str]:
     """Give a fingerprint of each utterance's samples; padding with zeros does not change it."""
@@ -36,6 +38,7 @@ class Observe(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Listen at the model."""
+        assert isinstance(pl_module, WhisperModule)
         self._before = set(multiprocessing.active_children())
         model = pl_module.whisper.model
         model.encoder.register_forward_pre_hook(self._encodes)
@@ -71,6 +74,7 @@ class Observe(Callback):
         """Note the batch, and what the model got of it."""
         if trainer.current_epoch > 0:
             return
+        assert isinstance(pl_module, WhisperModule)
         heard = self._features[0]
         clean = pl_module.log_mel(batch.waveforms)[: len(heard)]
         self._seen["training batches"].append(batch.keys)

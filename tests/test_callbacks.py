@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from tests.conftest import QUICKSTART, quick_arguments
 from whisper_lightning.cli import main
 from whisper_lightning.data.generations import open_folder
+from whisper_lightning.model.module import WhisperModule
 
 
 class Spoil(Callback):
@@ -20,6 +21,7 @@ class Spoil(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == 2:
+            assert isinstance(pl_module, WhisperModule)
             with torch.no_grad():
                 pl_module.whisper.model.decoder.layer_norm.weight.neg_()
 
