@@ -241,13 +241,15 @@ def test_confusions_are_counted() -> None:
 
 def test_tables_survive_any_name() -> None:
     made = transcripts(40, 0.2, 0.1)
-    odd = Transcripts(made.source, made.utterances, ["a_b|c & 50%\n", "#1"], made.hypotheses, [])
+    odd = Transcripts(made.source, made.utterances, ["a_b|c & 50%\n", "#1<img>"], made.hypotheses, [])
     tables = make_tables(evaluate(odd)[0])
     assert [len(table.rows) for table in tables][:3] == [8, 2, 4]
     for block in to_markdown(tables).strip().split("\n\n**"):
         lines = [line for line in block.split("\n") if line.startswith("|")]
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
     latex = to_latex(tables)
+    assert "&lt;img&gt;" in to_markdown(tables)
+    assert "<" not in to_markdown(tables)
     assert r"a\_b|c \& 50\%" in latex
     assert r"\#1" in latex
     for line in re.findall(r"^.* \\\\$", latex, re.MULTILINE):

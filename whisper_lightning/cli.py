@@ -43,7 +43,7 @@ from whisper_lightning.parser import (
 )
 from whisper_lightning.run import hold_folder, is_first_process
 from whisper_lightning.summary import sum_up
-from whisper_lightning.terminal import expand_home, print_anything
+from whisper_lightning.terminal import expand_home, log_to_terminal, print_anything, show
 from whisper_lightning.text import language_code
 
 logger = logging.getLogger(__name__)
@@ -234,7 +234,7 @@ def main(args: list[str] | None = None) -> int:
         can be continued, 130 when Ctrl-C did.
     """
     print_anything()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    log_to_terminal()
     for noisy in ("httpx", "transformers", "lightning.pytorch.utilities.rank_zero", "fsspec"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     for known in (".*does not have many workers.*", ".*LightningCLI's args parameter.*", ".*LeafSpec.*"):
@@ -265,7 +265,7 @@ def main(args: list[str] | None = None) -> int:
             return EXIT_CODES["SIGINT"]
         raise
     except (UserError, MisconfigurationException) as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        print(f"error: {show(str(error))}", file=sys.stderr)  # noqa: T201
         return 2
     except Exception as error:
         if (death := death_of_a_worker(error)) is not None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 import logging
-import netrc
 import os
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+import wandb
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
+
+from whisper_lightning.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +130,24 @@ class MetricsCSV(Logger):
         fresh.replace(self._path)
 
 
+class RunOnWandb(WandbLogger):
+    """Lightning's logger, whose summary has the lowest `val/wer` and not the last."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        del self._wandb_init["anonymous"]  # given at all, it is warned of: wandb has no such thing any more
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """Give the run; begin it the first time."""
+        begun = self._experiment is not None
+        run = super().experiment
+        if not begun:
+            run.define_metric("val/wer", step_metric="trainer/global_step", summary="min")
+        return run
+
+
 def make_loggers(folder: Path, options: WandbOptions, *, keep: bool) -> list[Logger]:
     """Make the loggers of the run in `folder`; they go on with what is there if they are to keep it."""
     loggers: list[Logger] = [MetricsCSV(folder, keep=keep), TensorBoardLogger(folder, name="", version="tensorboard")]
@@ -147,21 +168,23 @@ def _wandb(folder: Path, options: WandbOptions) -> WandbLogger:
     path = folder / "wandb_run_id.txt"
     if not path.is_file():
         path.write_text(os.urandom(6).hex(), encoding="utf-8")
-    return WandbLogger(
+    return RunOnWandb(
         name=options.name or folder.name,
         project=options.project,
         save_dir=folder,
         id=path.read_text(encoding="utf-8").strip(),
         resume="allow",
         offline=offline,
+        mode="offline" if offline else None,  # wandb has read its environment by now, where Lightning would say it
     )
 
 
 def _logged_in() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    """Ask wandb, which knows all the places where a key may be; it asks nobody for one."""
     try:
-        return host is not None and netrc.netrc().authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+        if "prompt" in signature(wandb.login).parameters:
+            return bool(wandb.login(prompt=False, verify=False))
+        return bool(wandb.api.api_key)  # wandb before 0.31
+    except wandb.Error as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"wandb.enabled: {reason}; or turn it off: --wandb.enabled false") from None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import io
+import logging
 import re
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,32 @@ def print_anything() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not in a notebook, which takes all
             stream.reconfigure(errors="backslashreplace")
+
+
+def show(text: str) -> str:
+    r"""Make a stranger's text fit for a terminal: what would move its cursor or turn its lines around is an escape.
+
+    Control characters (ESC among them) and marks of direction become `\x1b`, `\u202e`; line ends and tabs stay.
+    """
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in ("Cc", "Cf") and c not in "\n\t" else c
+        for c in text
+    )
+
+
+class ShownFormatter(logging.Formatter):
+    """Writes log lines as `show` makes them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format, then show."""
+        return show(super().format(record))
+
+
+def log_to_terminal() -> None:
+    """Send log lines of every program part to the terminal, unless a handler is there already."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(ShownFormatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 def expand_home(value: Any) -> Any:

@@ -13,15 +13,19 @@ from typing import Any
 
 import pandas as pd
 import torch
+import wandb
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from tqdm import tqdm
 
+from whisper_lightning.audio import SAMPLE_RATE_HZ
 from whisper_lightning.callbacks.checkpoint import ExactResume
 from whisper_lightning.metrics import EditCounts
 from whisper_lightning.model.module import Decoded
+from whisper_lightning.terminal import show
 from whisper_lightning.transcripts import Scored, score, write_transcripts
 
 logger = logging.getLogger(__name__)
@@ -145,6 +149,7 @@ class EvaluateWER(Callback):
                 if isinstance(each, WandbLogger):
                     data = [[r.key, r.reference, r.hypothesis, r.words.percent] for r in rows[:1000]]
                     each.log_table(f"{stage}/transcripts", ["key", "reference", "hypothesis", "wer"], data)
+                    _log_audio(trainer, each, stage, _choose(rows, self.num_shown))
         return dict(self.latest)
 
     def _keep(self, trainer: Trainer, name: str) -> None:
@@ -162,6 +167,19 @@ def _hears_the_test(trainer: Trainer) -> bool:
 def _log(trainer: Trainer, metrics: dict[str, float]) -> None:
     for each in trainer.loggers:
         each.log_metrics(metrics, step=trainer.global_step)
+
+
+def _log_audio(trainer: Trainer, logger: WandbLogger, stage: str, rows: list[Scored]) -> None:
+    """Add what is shown on the terminal to W&B, to be listened to; read from the shards once more, a few clips."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    split = data.splits["val" if stage == "val" or "test" not in data.splits else "test"]
+    table = []
+    for row in rows:
+        # The key is the number of the row in the CSV, or in the tars; few clips, so they are looked for one by one.
+        position = next(i for i in split.members.tolist() if split.index.read_text(i).key == row.key)
+        audio = wandb.Audio(split.index.read(position).waveform.numpy(), sample_rate=SAMPLE_RATE_HZ)
+        table.append([row.key, audio, row.reference, row.hypothesis, row.words.percent])
+    logger.log_table(f"{stage}/shown", ["key", "audio", "reference", "hypothesis", "wer"], table)
 
 
 def _gather(trainer: Trainer, rows: list[Any]) -> list[Any]:
@@ -186,7 +204,8 @@ def _render(title: str, rows: list[Scored]) -> str:
     table.add_column("reference")
     table.add_column("hypothesis")
     for row in rows:
-        table.add_row(f"{row.words.percent:.0f}", row.reference, row.hypothesis)
+        texts = (Text(show(text)) for text in (row.reference, row.hypothesis))  # no markup, and :smile: stays text
+        table.add_row(f"{row.words.percent:.0f}", *texts)
     # With lines that the terminal's encoding has.
     out = io.TextIOWrapper(io.BytesIO(), sys.stdout.encoding or "utf-8", errors="backslashreplace")
     Console(file=out, width=120).print(table, markup=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from html import escape
 from typing import Any, NamedTuple
 
 from whisper_lightning.statistics import MIN_UTTERANCES, Estimate
@@ -79,9 +80,9 @@ def to_markdown(tables: Sequence[Table]) -> str:
     parts = []
     for table in tables:
         lines = [table.header, ["---"] + ["---:"] * (len(table.header) - 1), *table.rows]
-        # A cell's own bars and line ends would end the cell.
-        cells = [[re.sub(r"\s+", " ", text).replace("|", "\\|") for text in line] for line in lines]
-        parts.append("\n".join([f"**{table.caption}**", "", *(f"| {' | '.join(line)} |" for line in cells)]))
+        # A cell's own bars and line ends would end the cell, and its HTML would be drawn.
+        cells = [[_plain(text).replace("|", "\\|") for text in line] for line in lines]
+        parts.append("\n".join([f"**{_plain(table.caption)}**", "", *(f"| {' | '.join(line)} |" for line in cells)]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -115,6 +116,10 @@ def write_p_value(p_value: float | None) -> str:
     if p_value is None:
         return "\u2013"
     return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
+def _plain(text: str) -> str:
+    return escape(re.sub(r"\s+", " ", text), quote=False)
 
 
 def _escape(text: str) -> str:
