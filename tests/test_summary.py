@@ -183,3 +183,24 @@ def test_a_run_that_would_end_with_nothing_is_refused(
 ) -> None:
     assert main([*without_steps(quick_arguments(corpus, tmp_path / "run")), *options]) == 2
     assert message in one_error(capsys)
+
+
+@pytest.mark.real
+def test_the_published_whisper_is_measured_before_and_after(
+    real_model: Path, real_speech: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A few of the shortest real clips, two steps: the printed figures are those of the two tables."""
+    for name, number in (("train", 4), ("test", 5)):
+        rows = pd.read_csv(real_speech / f"{name}.csv", keep_default_na=False)
+        paths = [real_speech / audio for audio in rows.iloc[:, 0]]
+        rows = rows.assign(size=[path.stat().st_size for path in paths]).sort_values("size").head(number)
+        rows = pd.DataFrame({"audio": [real_speech / audio for audio in rows.iloc[:, 0]], "sentence": rows.iloc[:, 1]})
+        rows.to_csv(tmp_path / f"{name}.csv", index=False, encoding="utf-8")
+    run = tmp_path / "run"
+    options = [f"--model.checkpoint={real_model}", "--trainer.precision=32-true", "--wandb.enabled=false"]
+    options += [f"--data.train={tmp_path / 'train.csv'}", f"--data.val={tmp_path / 'test.csv'}", "--data.num_workers=0"]
+    options += ["--trainer.max_steps=2", "--model.warmup_steps=1", "--trainer.val_check_interval=2"]
+    options += ["--data.batch_size=2", "--data.full_share=0", f"--trainer.default_root_dir={run}"]
+    assert main(["fit", "--config=rtx3060.yaml", "--trainer.accelerator=cpu", *options]) == 0
+    check_the_lines(last_lines(caplog), run)
+    assert wer(read(run / "transcripts" / "before.csv")) < 100

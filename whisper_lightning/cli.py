@@ -114,11 +114,12 @@ class WhisperCLI(LightningCLI):
                 if isinstance(config[group][key], str) and find_shipped(config[group][key]).exists():
                     config[group][key] = str(find_shipped(config[group][key]))
         language_code(config.model.language)
+        if self.config.subcommand == "fit":
+            check_fit(config)
         data = config.data
         check_sources(name_sources(data.train, data.val, data.test, data.predict), self.config.subcommand)
         folder = Path(config.trainer.default_root_dir)
         if self.config.subcommand == "fit":
-            check_fit(config)
             if is_first_process() and not config.trainer.fast_dev_run:
                 self._held.enter_context(hold_folder(folder))
             _check_folder(config, folder)
