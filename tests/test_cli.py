@@ -192,7 +192,10 @@ def test_wandb_goes_offline_without_a_login(corpus: Path, tmp_path: Path, monkey
     content = record.read_bytes()
     for name in (b"train/loss", b"train/learning_rate", b"val/wer", b"speed/audio_seconds_per_second", b"warmup_steps"):
         assert name in content, name
-    tables = list(folder.glob("files/media/table/val/*.json"))
+    tables = list(folder.glob("files/media/table/val/transcripts_*.json"))
+    heard = next(iter(folder.glob("files/media/table/val/shown_*.json"))).read_text(encoding="utf-8")
+    assert json.loads(heard)["columns"] == ["key", "audio", "reference", "hypothesis", "wer"]
+    assert b"media/audio/" in content
     assert json.loads(tables[0].read_text(encoding="utf-8"))["columns"] == ["key", "reference", "hypothesis", "wer"]
     # A continued run is the same run there.
     again = [*quick_arguments(corpus, run), "--wandb.enabled=true", "--trainer.max_steps=6", "--ckpt_path=last"]
