@@ -94,12 +94,18 @@ def test_too_long_for_the_model_is_rejected_not_cut(corpus: Path, tmp_path: Path
     assert reasons == {"too long", "too many tokens"}
 
 
-def test_special_tokens_are_rejected_by_name(corpus: Path, tmp_path: Path) -> None:
-    """In a CSV, and in a folder of shards that was built when they were let through."""
+def test_special_tokens_are_rejected_and_other_text_stays_as_it_is(corpus: Path, tmp_path: Path) -> None:
+    """In a CSV, and in a folder of shards that was built when they were let through.
+
+    What a spreadsheet would take for a formula is data: our CSVs are read by programs, and a dash begins many a line of
+    dialogue.
+    """
+    formulas = ["=1+1", "+34 es España", "- Hola", "@ana", '=HYPERLINK("http://127.0.0.1:9")', "'=1"]
     with (corpus / "train.csv").open("a", encoding="utf-8") as file:
         file.write("audio/000000.opus,hola <@0.00@> amigo\n")
     with (corpus / "test.csv").open("a", encoding="utf-8") as file:
         file.write("audio/000000.opus,hola<|endoftext|>\n")
+        csv.writer(file).writerows(("audio/000000.opus", formula) for formula in formulas)
     folder = tmp_path / "shards"
     build_shards(corpus / "train.csv", folder, num_workers=0)
     content = (folder / "000000.tar").read_bytes().replace(b"<@0.00@>", b"<|0.00|>")
@@ -114,6 +120,7 @@ def test_special_tokens_are_rejected_by_name(corpus: Path, tmp_path: Path) -> No
     assert list(rejected["row"][:2]) == [26, 10]
     assert "<|0.00|>" in rejected["detail"][0]
     assert "<|endoftext|>" in rejected["detail"][1]
+    assert list(pd.read_csv(run / "transcripts" / "step-000000.csv")["reference"])[-6:] == formulas
 
 
 def losses(run: Path) -> list[float]:

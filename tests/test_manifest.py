@@ -1,5 +1,6 @@
 """CSV files as people have them."""
 
+import os
 import unicodedata
 from pathlib import Path
 from typing import Literal
@@ -7,6 +8,8 @@ from typing import Literal
 import pandas as pd
 import pytest
 
+from whisper_lightning.audio import AudioError, load_audio
+from whisper_lightning.data.build import build_shards
 from whisper_lightning.data.manifest import Row, read_manifest
 from whisper_lightning.errors import UserError
 
@@ -241,6 +244,89 @@ def test_a_ragged_row_is_one_bad_row(tmp_path: Path) -> None:
 def test_unusable_files_are_named(tmp_path: Path, content: str | bytes, message: str) -> None:
     with pytest.raises(UserError, match=message):
         rows(tmp_path, content)
+
+
+@pytest.mark.parametrize("content", ["1,a.wav,hola\n2,b.wav,sí\n", "a.wav,b.wav\n", "hola;a.wav;;\n"])
+def test_columns_that_cannot_be_told_apart_are_refused(tmp_path: Path, content: str) -> None:
+    """The first of three used to be the sentence."""
+    first = content.split("\n")[0].replace(";", ",").split(",")
+    with pytest.raises(UserError, match=r"no header.*first row is \['.*audio,sentence") as caught:
+        rows(tmp_path, content)
+    assert str(first) in str(caught.value)
+
+
+def test_the_audio_of_a_file_without_a_header_is_known(tmp_path: Path) -> None:
+    (row,) = rows(tmp_path, "1,a.wav,hola\n", require_sentence=False)
+    assert (row.row, row.audio, row.sentence) == (1, "a.wav", "")
+
+
+@pytest.mark.parametrize("header", ["audio,sentence,sentence", "audio,Sentence,sentence", "audio,nota,sentence,nota"])
+def test_columns_of_the_same_name_are_refused(tmp_path: Path, header: str) -> None:
+    with pytest.raises(UserError, match=r"two columns are named '(sentence|nota)'; give one of them another name"):
+        rows(tmp_path, f"{header}\na.wav,hola,adiós,x\n")
+
+
+def test_columns_without_a_name_may_be_several(tmp_path: Path) -> None:
+    """Excel saves those that were once filled."""
+    (row,) = rows(tmp_path, "audio;sentence;;\na.wav;hola;;\n")
+    assert (row.sentence, row.reason) == ("hola", "")
+
+
+@pytest.mark.parametrize("size", [131_073, 5_000_000, 20_000_000])
+@pytest.mark.parametrize(
+    "place", ["a.wav,{},x", "a.wav,hola,{}", "{},hola,x", 'a.wav,"{}",x', 'a.wav,hola,"{}', "{}", '"{}"']
+)
+def test_a_huge_cell_costs_its_row_alone(tmp_path: Path, size: int, place: str) -> None:
+    good = "c.wav,adiós,x\n"
+    read = rows(tmp_path, "audio,sentence,notes\n" + good + place.format("a" * size) + "\n" + good)
+    assert [(row.row, row.reason, row.sentence) for row in read] == [
+        (2, "", "adiós"),
+        (3, "broken row", ""),
+        (4, "", "adiós"),
+    ]
+    assert "131,072 characters" in read[1].problem
+    assert len(read[1].audio) <= 100
+
+
+def test_a_row_of_many_large_cells_is_huge_too(tmp_path: Path) -> None:
+    """It used to be built, into an index that was then called damaged."""
+    names = [f"n{i}" for i in range(200)]
+    content = [["audio", "sentence", *names], ["a.wav", "hola", *["a" * 100_000] * 200], ["b.wav", "sí", *names]]
+    first, second = rows(tmp_path, "\n".join(",".join(row) for row in content))
+    assert (first.reason, first.audio, second.sentence) == ("broken row", "a.wav", "sí")
+
+
+def test_a_header_that_is_no_text_is_one_short_line(tmp_path: Path) -> None:
+    for content in ("x" * 10_000_000, ",".join("abcdefgh" * 1000), '"audio,sentence\na.wav,hola\n'):
+        with pytest.raises(UserError) as caught:
+            rows(tmp_path, content)
+        assert len(str(caught.value)) < 1000
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="permissions are others")
+def test_a_csv_that_may_not_be_read_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "train.csv"
+    path.write_text("audio,sentence\na.wav,hola\n", encoding="utf-8")
+    path.chmod(0)
+    user = os.geteuid()
+    if user == 0:  # who may read everything
+        os.seteuid(65534)
+    try:
+        with pytest.raises(UserError, match=r"train\.csv: cannot be read \(Permission denied\)"):
+            list(read_manifest(path))
+        with pytest.raises(UserError, match=r"train\.csv: cannot be read \(Permission denied\)"):
+            build_shards(path, tmp_path / "shards", num_workers=0)
+    finally:
+        os.seteuid(user)
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + "\\ñ.wav", "ñ" * 5000])
+def test_a_name_that_no_file_system_takes(tmp_path: Path, name: str) -> None:
+    first, second = rows(tmp_path, f"audio,sentence\n{name},hola\nb.wav,adiós\n")
+    assert (first.audio, first.reason, second.sentence) == (name, "", "adiós")
+    with pytest.raises(AudioError):
+        load_audio(Path(first.path))
 
 
 def test_columns_by_name_and_no_sentence_needed(tmp_path: Path) -> None:

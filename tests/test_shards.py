@@ -3,10 +3,12 @@
 import csv
 import hashlib
 import json
+import os
 import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -124,6 +126,35 @@ def test_ctrl_c_does_not_wait_for_the_shards_in_work(tmp_path: Path) -> None:
     assert process.wait(timeout=60) != 0
     assert time.monotonic() - start < 3
     assert not list(folder.glob("*.tar*"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals to stop a process with")
+def test_a_killed_worker_names_the_file_that_it_was_at(tmp_path: Path) -> None:
+    """As the system does when memory runs out."""
+    noise = np.random.default_rng(0).normal(0, 0.1, (20 * 384_000, 1)).astype(np.float32)
+    names = [f"grabación {i}.wav" for i in range(4)]
+    for name in names:
+        soundfile.write(tmp_path / name, noise, 384_000)
+    source, folder = tmp_path / "train.csv", tmp_path / "shards"
+    source.write_text("audio,sentence\n" + "".join(f"{name},hola\n" for name in names), encoding="utf-8")
+    killed = []
+
+    def kill() -> None:
+        while not (found := list(folder.glob("*.tar.*.new"))):
+            time.sleep(0.01)
+        time.sleep(0.05)  # it has begun to read by then
+        killed.append(names[int(found[0].name.split(".")[0])])
+        os.kill(int(found[0].name.split(".")[2]), signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    with pytest.raises(UserError) as caught:
+        build_shards(source, folder, num_workers=2, rows_per_shard=1)
+    thread.join()
+    (name,) = killed
+    assert f"killed (out of memory?) at {name} (row {names.index(name) + 2}); " in str(caught.value)
+    assert len(build_shards(source, folder, num_workers=0, rows_per_shard=1)) == 4
 
 
 def test_index_goes_to_a_worker_as_its_folder(tmp_path: Path) -> None:

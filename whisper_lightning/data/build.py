@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -153,7 +154,7 @@ def fill(folder: Path, recipe: Recipe, num_workers: int | None = None, earlier: 
     tasks = (Task(folder, number, chunk, recipe.fingerprint, earlier) for number, chunk in enumerate(chunks))
     bar = tqdm(total=num_rows, desc=f"{recipe.source.name} to shards", unit="utterance", unit_scale=True)
     with _interruptible(), bar:
-        for number in _run(tasks, workers):
+        for number in _run(tasks, workers, recipe):
             bar.update(min(rows_per_shard, num_rows - number * rows_per_shard))
     if Recipe(recipe.source, recipe.audio_root, recipe.columns, rows_per_shard).fingerprint != recipe.fingerprint:
         raise UserError(f"{recipe.source}: has changed while shards were built of it; start again")
@@ -178,10 +179,6 @@ def writing(folder: Path) -> Iterator[None]:
     """Say in one line why shards could not be written."""
     try:
         yield
-    except BrokenProcessPool:
-        raise UserError(
-            f"{folder}: a process that built shards was killed (out of memory?); start again, finished shards are kept"
-        ) from None
     except OSError as error:
         remedy = (
             "finished ones are kept. Make room, then start again"
@@ -209,7 +206,7 @@ def _interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _run(tasks: Iterator[Task], workers: int) -> Iterator[int]:
+def _run(tasks: Iterator[Task], workers: int, recipe: Recipe) -> Iterator[int]:
     """Build shards, few at a time, and give the number of each when it is finished."""
     if workers <= 1:
         num_threads = torch.get_num_threads()
@@ -220,21 +217,38 @@ def _run(tasks: Iterator[Task], workers: int) -> Iterator[int]:
             torch.set_num_threads(num_threads)
         return
     context = multiprocessing.get_context("spawn")
-    stop = context.Event()
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker, initargs=(stop,)) as pool:
-        pending: set[Future[int]] = set()
-        try:
-            for task in tasks:
-                with starting_workers():
-                    pending.add(pool.submit(build_shard, task))
-                if len(pending) > 2 * workers:
-                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                    yield from (future.result() for future in done)
-            yield from (future.result() for future in pending)
-        except BaseException:
-            stop.set()  # workers would finish their shard first, which may take a minute
-            pool.shutdown(cancel_futures=True)
-            raise
+    stop, places = context.Event(), context.Array("q", 2 * workers)
+    processes: set[BaseProcess] = set()
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker, initargs=(stop, places))
+    try:
+        with pool:
+            pending: set[Future[int]] = set()
+            try:
+                for task in tasks:
+                    with starting_workers():
+                        pending.add(pool.submit(build_shard, task))
+                    processes.update(multiprocessing.active_children())
+                    if len(pending) > 2 * workers:
+                        done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                        yield from (future.result() for future in done)
+                yield from (future.result() for future in pending)
+            except BaseException:
+                stop.set()  # workers would finish their shard first, which may take a minute
+                pool.shutdown(cancel_futures=True)  # and wait until all have ended
+                raise
+    except BrokenProcessPool:
+        killed = {process.pid for process in processes if process.exitcode not in (None, 0, -signal.SIGTERM)}
+        rows = {row for pid, row in zip(places[::2], places[1::2], strict=True) if pid in killed}
+        raise UserError(_killed(recipe, rows)) from None
+
+
+def _killed(recipe: Recipe, rows: set[int]) -> str:
+    """Say which files were being read by processes that somebody has killed."""
+    audio = ", ".join(f"{row.audio} (row {row.row})" for row in recipe.rows() if row.row in rows)
+    return (
+        f"{recipe.source}: a process that built shards was killed (out of memory?){audio and f' at {audio}'}; "
+        "finished shards are kept: start again, or take that row out if it ends there again"
+    )
 
 
 def _file_info(path: Path) -> FileInfo:

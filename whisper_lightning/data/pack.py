@@ -10,6 +10,7 @@ import shutil
 import tarfile
 import zlib
 from dataclasses import asdict
+from multiprocessing.sharedctypes import SynchronizedArray
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,12 +43,22 @@ class Task(NamedTuple):
 
 
 _stop: Event | None = None
+_places: SynchronizedArray[int] | None = None
+_place = 0
 
 
-def start_worker(stop: Event) -> None:
-    """Prepare a process that builds shards until `stop` is set."""
-    global _stop
-    _stop = stop
+def start_worker(stop: Event, places: SynchronizedArray[int]) -> None:
+    """Prepare a process that builds shards until `stop` is set.
+
+    Args:
+        stop: Set when it shall end.
+        places: Two numbers for each process, from 0: its id, and the row that it is at.
+    """
+    global _stop, _places, _place
+    _stop, _places = stop, places
+    with places.get_lock():
+        _place = list(places[::2]).index(0)
+        places[2 * _place] = os.getpid()
     torch.set_num_threads(1)
     obey_the_main_process()
 
@@ -148,6 +159,8 @@ def _write_tar(path: Path, task: Task) -> tuple[list[tuple[int, ...]], list[Reje
             for row in task.rows:
                 if _stop is not None and _stop.is_set():
                     raise InterruptedError("stopped")
+                if _places is not None:
+                    _places[2 * _place + 1] = row.row
                 before = _state(row.path)
                 try:
                     table.append(_add(tar, task.number, row))
