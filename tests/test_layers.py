@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "terminal": set[str](),
     "files": {"errors"},
     "run": {"errors"},
+    "stop": {"errors"},
     "loggers": {"errors"},
     "data": {"errors", "audio", "text", "data"},
     "windows": {"audio"},
@@ -27,6 +28,7 @@ MAY_IMPORT = {
         "errors",
         "files",
         "run",
+        "stop",
         "audio",
         "model",
         "metrics",
@@ -40,10 +42,10 @@ MAY_IMPORT = {
     "parser": {"errors", "terminal"},
     "checks": {"errors", "callbacks"},
     "summary": {"callbacks", "statistics", "transcripts"},
-    "cli": {"errors", "files", "run", "loggers", "data", "model", "callbacks", "text"}
+    "cli": {"errors", "files", "run", "stop", "loggers", "data", "model", "callbacks", "text"}
     | {"parser", "checks", "summary", "terminal"},
     "transcribe": {"errors", "audio", "windows", "text", "model"},
-    "__main__": {"cli"},
+    "__main__": {"cli", "stop"},
     "__init__": set[str](),
 }
 

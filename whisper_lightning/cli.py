@@ -21,7 +21,6 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from whisper_lightning.callbacks.best import KeepBest
 from whisper_lightning.callbacks.checkpoint import ExactResume, last_checkpoint
 from whisper_lightning.callbacks.length import RunLength
-from whisper_lightning.callbacks.signals import EXIT_CODES
 from whisper_lightning.callbacks.steps import LogSteps
 from whisper_lightning.callbacks.wer import EvaluateWER
 from whisper_lightning.checks import check_fit, find_cuda, warn_of_cpu
@@ -42,6 +41,7 @@ from whisper_lightning.parser import (
     short_help,
 )
 from whisper_lightning.run import hold_folder, is_first_process
+from whisper_lightning.stop import EXIT_CODES, give_back, stop_in_order, take_over
 from whisper_lightning.summary import sum_up
 from whisper_lightning.terminal import expand_home, log_to_terminal, print_anything, show
 from whisper_lightning.text import language_code
@@ -227,12 +227,24 @@ def _end_of_thread(ended: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(ended)
 
 
+def _explain(error: Exception) -> tuple[str, int] | None:
+    """Give the line and the exit code for an error whose reason lies outside of the program; None for another."""
+    if isinstance(error, UserError | MisconfigurationException):
+        return f"error: {show(str(error))}", 2
+    if is_full_disk(error):
+        remedy = "what was saved before is whole. Make room, then continue with --ckpt_path last"
+        return f"error: the disk is full ({error}); {remedy}", 2
+    if (death := death_of_a_worker(error)) is not None:
+        return f"error: {death}", death.exit_code if isinstance(death, Interrupted) else 2
+    return None
+
+
 def main(args: list[str] | None = None) -> int:
     """Run the command line; the one door for the shell, tests and notebooks.
 
     Returns:
         0; 2 after a user's mistake or with a full disk, shown as one line; 75 when a signal stopped the run where it
-        can be continued, 130 when Ctrl-C did.
+        can be continued, or its reader processes were killed, 130 when Ctrl-C did.
     """
     print_anything()
     log_to_terminal()
@@ -245,6 +257,7 @@ def main(args: list[str] | None = None) -> int:
     if not (sys.argv[1:] if args is None else args):
         print(short_help())  # noqa: T201
         return 0
+    handlers = take_over(stop_in_order)
     try:
         refuse_environment(WhisperCLI.subcommands())
         WhisperCLI(
@@ -265,16 +278,12 @@ def main(args: list[str] | None = None) -> int:
         if isinstance(end.__context__, KeyboardInterrupt):
             return EXIT_CODES["SIGINT"]
         raise
-    except (UserError, MisconfigurationException) as error:
-        print(f"error: {show(str(error))}", file=sys.stderr)  # noqa: T201
-        return 2
     except Exception as error:
-        if (death := death_of_a_worker(error)) is not None:
-            print(f"error: {death}", file=sys.stderr)  # noqa: T201
-            return death.exit_code if isinstance(death, Interrupted) else 2
-        if not is_full_disk(error):
+        explained = _explain(error)
+        if explained is None:
             raise
-        remedy = "what was saved before is whole. Make room, then continue with --ckpt_path last"
-        print(f"error: the disk is full ({error}); {remedy}", file=sys.stderr)  # noqa: T201
-        return 2
+        print(explained[0], file=sys.stderr)  # noqa: T201
+        return explained[1]
+    finally:
+        give_back(handlers)
     return 0

@@ -12,8 +12,10 @@ class UserError(ValueError):
     """A mistake of the user's: one line with the offending value and the remedy, shown without a traceback."""
 
 
-class Interrupted(Exception):  # noqa: N818  (it is no error)
+class Interrupted(BaseException):
     """A signal asked the run to stop, and it did at a point from which it can be continued.
+
+    As with `KeyboardInterrupt`, nothing that deals with errors shall take it for one.
 
     Attributes:
         exit_code: What the process ends with: 75 (try again later) for SIGTERM and SIGUSR1, 130 for Ctrl-C.

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-EXIT_CODES = {"SIGTERM": 75, "SIGUSR1": 75, "SIGINT": 130}
-"""75 is EX_TEMPFAIL of sysexits.h: try again later. SLURM sends SIGUSR1 (`sbatch --signal`) or SIGTERM."""
+from whisper_lightning.stop import EXIT_CODES, give_back, take_over
 
 
 class StopRequest:
@@ -32,17 +31,13 @@ class StopRequest:
         """Take the handlers over; once more has no effect. Every rank must call it."""
         if self._previous or threading.current_thread() is not threading.main_thread():
             return
-        for name in EXIT_CODES:
-            if hasattr(signal, name):  # Windows has no SIGUSR1
-                number = getattr(signal, name)
-                self._previous[number] = signal.signal(number, self._note)
+        self._previous = take_over(self._note)
         if distributed.is_available() and distributed.is_initialized():
             self._group = distributed.new_group(backend="gloo")
 
     def restore(self) -> None:
         """Give the handlers back."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        give_back(self._previous)
         self._previous = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
