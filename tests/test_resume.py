@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tests.conftest import MODEL, copy_corpus, one_error, quick_arguments
 from tests.record import read, run
 from whisper_lightning.cli import main
+from whisper_lightning.model.trained import open_model
 
 STEPS = 8
 
@@ -255,3 +256,34 @@ def test_starting_anew_from_the_weights_alone(material: Path, finished: Path, tm
     checkpoint = torch.load(fresh / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 2
     assert all(torch.allclose(saved[name], value, atol=1e-6) for name, value in checkpoint["state_dict"].items())
+
+
+def test_a_base_model_that_moved_with_its_run_is_the_same(
+    material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Given as a relative folder; afterwards from elsewhere, by its whole path. Another model is still refused."""
+    first, then = tmp_path / "first", tmp_path / "then"
+    shutil.copytree(material / "model", first / "model")
+    monkeypatch.chdir(first)
+    options = ["--model.checkpoint=model", "--trainer.max_steps=2"]
+    assert main(arguments(material, Path("run"), options)) == 0
+    first.rename(then)
+    monkeypatch.chdir(tmp_path)
+    more = [f"--model.checkpoint={then / 'model'}", "--trainer.max_steps=3", "--ckpt_path=last"]
+    assert main(arguments(material, then / "run", more)) == 0
+    (then / "model").rename(then / "gone")
+    last = then / "run" / "checkpoints" / "last.ckpt"
+    saved = torch.load(last, weights_only=True)["state_dict"]["whisper.proj_out.weight"]
+    assert torch.equal(open_model(str(last)).whisper.proj_out.weight, saved)
+    another = [f"--model.checkpoint={MODEL}", "--trainer.max_steps=4", "--ckpt_path=last"]
+    assert main(arguments(material, then / "run", another)) == 2
+    assert "model.checkpoint: another model than before" in one_error(capsys)
+
+
+def test_best_is_tested_and_not_continued(material: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments(material, finished, ["--trainer.max_steps=3", "--ckpt_path=best"])) == 2
+    assert f"--model.checkpoint {finished / 'best'}" in one_error(capsys)
+    assert main(["test", f"--config={finished / 'config.yaml'}", "--ckpt_path=best"]) == 0
+    assert "test at step 0: WER" in capsys.readouterr().out
+    assert main(arguments(material, finished / "new", ["--trainer.enable_checkpointing=false"])) == 2
+    assert "trainer.enable_checkpointing" in one_error(capsys)

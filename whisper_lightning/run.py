@@ -8,7 +8,7 @@ import logging
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -45,34 +45,19 @@ def hold_folder(folder: Path) -> Iterator[None]:
     Raises:
         UserError: Another process holds it, or it cannot be written.
     """
-    note = folder / "run.json"
     lock = FileLock(folder / "run.lock", timeout=PATIENCE_SECONDS)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _take(lock)
-        left = _holder(folder)
-        note.write_text(json.dumps(_us() | {"since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}), encoding="utf-8")
-    except Timeout:
-        raise UserError(_occupied(folder)) from None
-    except OSError as error:
-        lock.release()
-        if is_full_disk(error):
+        _claim(folder, lock)
+        try:
+            yield
+        except Exception as error:
+            if not is_full_disk(error):
+                check_folder(folder)
             raise
-        raise UserError(
-            f"trainer.default_root_dir: {folder} cannot be written ({error.strerror or error}); "
-            "choose another folder with --trainer.default_root_dir"
-        ) from None
-    if left:
-        logger.info("%s: %s ended without a word; nobody works there now", folder, _named(left))
-    try:
-        yield
-    except Exception as error:
-        if not is_full_disk(error):
-            check_folder(folder)
-        raise
     finally:
-        if _is_ours(_holder(folder)):
-            note.unlink(missing_ok=True)
+        with suppress(OSError):  # whatever became of the folder
+            if _is_ours(_holder(folder)):
+                (folder / "run.json").unlink()
         lock.release()
 
 
@@ -97,6 +82,27 @@ def check_folder(folder: Path) -> None:
     except OSError as error:
         reason = f"can no longer be written ({error.strerror or error})"
         raise UserError(f"trainer.default_root_dir: {folder} {reason}. {whole}") from None
+
+
+def _claim(folder: Path, lock: FileLock) -> None:
+    """Take the lock and note who has it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _take(lock)
+        left = _holder(folder)
+        note = _us() | {"since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
+        (folder / "run.json").write_text(json.dumps(note), encoding="utf-8")
+    except Timeout:
+        raise UserError(_occupied(folder)) from None
+    except OSError as error:
+        if is_full_disk(error):
+            raise
+        raise UserError(
+            f"trainer.default_root_dir: {folder} cannot be written ({error.strerror or error}); "
+            "choose another folder with --trainer.default_root_dir"
+        ) from None
+    if left:
+        logger.info("%s: %s ended without a word; nobody works there now", folder, _named(left))
 
 
 def _take(lock: FileLock) -> None:
