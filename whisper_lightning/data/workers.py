@@ -63,7 +63,7 @@ def no_shared_memory(what: str) -> UserError:
     )
 
 
-def death_of_a_worker(error: BaseException) -> Exception | None:
+def death_of_a_worker(error: BaseException) -> BaseException | None:
     """Say what it means that a worker of a DataLoader has died; None where the error is another one."""
     text = str(error)
     if not isinstance(error, RuntimeError) or "DataLoader worker" not in text:
