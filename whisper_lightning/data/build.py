@@ -217,7 +217,8 @@ def _run(tasks: Iterator[Task], workers: int, recipe: Recipe) -> Iterator[int]:
             torch.set_num_threads(num_threads)
         return
     context = multiprocessing.get_context("spawn")
-    stop, places = context.Event(), context.Array("q", 2 * workers)
+    with starting_workers():  # this already starts Python's resource tracker, which a SIGUSR1 would kill
+        stop, places = context.Event(), context.Array("q", 2 * workers)
     processes: set[BaseProcess] = set()
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker, initargs=(stop, places))
     try:
