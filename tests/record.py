@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Mapping
@@ -135,21 +136,30 @@ def run(arguments: list[str], environment: Mapping[str, str] | None = None, time
     return process.exitcode
 
 
-def run_ranks(arguments: list[str], num_ranks: int, timeout_seconds: float = 200, strategy: str = "ddp") -> list[int]:
-    """Run the command line as several ranks, as `torchrun` and SLURM start them.
-
-    Returns:
-        The exit codes, negative for a signal, 1000 for one that hung.
-    """
+def start_ranks(
+    arguments: list[str], num_ranks: int, environment: Mapping[str, str] | None = None, strategy: str = "ddp"
+) -> list[ForkServerProcess]:
+    """Start the command line as several ranks, as `torchrun` and SLURM do, in one process group."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(num_ranks), "NODE_RANK": "0"}
+    shared |= environment or {}
     arguments = [*arguments, f"--trainer.strategy={strategy}", f"--trainer.devices={num_ranks}"]
     processes: list[ForkServerProcess] = []
     for rank in range(num_ranks):
         group = {"GROUP": str(processes[0].pid)} if rank else {}
         processes.append(start(arguments, shared | {"LOCAL_RANK": str(rank)} | group))
+    return processes
+
+
+def run_ranks(arguments: list[str], num_ranks: int, timeout_seconds: float = 200, strategy: str = "ddp") -> list[int]:
+    """Run the command line as several ranks.
+
+    Returns:
+        The exit codes, negative for a signal, 1000 for one that hung.
+    """
+    processes = start_ranks(arguments, num_ranks, strategy=strategy)
     end = time.monotonic() + timeout_seconds
     for process in processes:
         process.join(max(0, end - time.monotonic()))
@@ -171,5 +181,6 @@ def _run(arguments: list[str], environment: dict[str, str]) -> None:
     if "LARGEST_FILE_BYTES" in environment:
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(environment["LARGEST_FILE_BYTES"]), resource.RLIM_INFINITY))
     os.environ.update({"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"} | environment)
+    tempfile.tempdir = None  # it was looked for in another environment
     torch.set_num_threads(1)
     sys.exit(main(arguments))
