@@ -186,5 +186,5 @@ def test_weights_and_biases_are_told_project_and_name(material: Path, base: Obse
     observed = observe(material, "told", "--wandb.enabled=true", "--wandb.project=voces", "--wandb.name=primera")
     wandb.finish()
     changed = {name: value for name, value in observed.items() if base.get(name) != value}
-    loggers = [*base["loggers"], "WandbLogger"]
+    loggers = [*base["loggers"], "RunOnWandb"]
     assert changed == {"loggers": loggers, "W&B project": "voces", "W&B name": "primera"}
