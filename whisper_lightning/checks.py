@@ -13,9 +13,6 @@ from whisper_lightning.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-TORCH_WITH_CUDA = '"torch>=2.11,<2.13" "torchaudio==2.11.*" --index-url https://download.pytorch.org/whl/cu130'
-"""PyTorch's own wheels for an NVIDIA card: what PyPI has for Windows is for CPUs alone."""
-
 LEAST = {
     "trainer.accumulate_grad_batches": 1,
     "trainer.check_val_every_n_epoch": 1,
@@ -108,6 +105,7 @@ def find_cuda() -> str:
     if torch.version.cuda is not None:
         return f"torch {torch.__version__} finds no GPU; does nvidia-smi list one, and is its driver recent enough?"
     return (
-        f"this torch ({torch.__version__}) has no CUDA; with an NVIDIA card, install one that has: "
-        f"pip install --force-reinstall {TORCH_WITH_CUDA}"
+        # PyPI has torch with CUDA for Linux; what it has for Windows is for CPUs alone.
+        f"this torch ({torch.__version__}) has no CUDA; with an NVIDIA card, install the build for CUDA 13.0 with the "
+        'command that pytorch.org/get-started/locally gives, for "torch>=2.11,<2.13" "torchaudio==2.11.*"'
     )
