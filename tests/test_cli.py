@@ -241,3 +241,24 @@ def test_loss_that_is_not_finite_names_the_utterances(
 def test_model_folder_given_by_path(corpus: Path, tmp_path: Path) -> None:
     arguments = [*quick_arguments(corpus, tmp_path / "run"), f"--model.checkpoint={MODEL}"]
     assert main([*arguments, "--trainer.fast_dev_run=true"]) == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    ("cuda", "said"), [("13.0", "finds no GPU"), (None, "pytorch.org")], ids=["no GPU", "torch without CUDA"]
+)
+def test_a_run_that_ends_up_on_the_cpu_says_so(
+    cuda: str | None,
+    said: str,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As `rtx3060.yaml` does where torch was installed without CUDA; not where the CPU was asked for."""
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    for accelerator, expected in (("auto", True), ("cpu", False)):
+        caplog.clear()
+        arguments = [*quick_arguments(corpus, tmp_path / accelerator), f"--trainer.accelerator={accelerator}"]
+        assert main(arguments) == 0
+        assert ("Training on the CPU" in caplog.text and said in caplog.text) == expected

@@ -1,7 +1,12 @@
 """metrics.csv: new columns, and a continued run's rows where its checkpoint was."""
 
 import csv
+import os
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 from whisper_lightning.loggers import MetricsCSV
 
@@ -41,3 +46,28 @@ def test_a_fresh_run_does_not_go_on_with_old_rows_but_an_evaluation_does(tmp_pat
         logger.log_metrics({"a": 1.0}, step=int(expected[-1]))
         logger.finalize("success")
         assert [row["step"] for row in rows(tmp_path)] == expected
+
+
+KEY = "0123456789abcdef" * 2 + "01234567"
+LOGINS: dict[str, tuple[str, dict[str, str]]] = {
+    "nobody": ("", {}),
+    "WANDB_API_KEY": ("", {"WANDB_API_KEY": KEY}),
+    ".netrc": (".netrc", {}),
+    "_netrc, as on Windows": ("_netrc", {}),
+    "$NETRC": ("elsewhere", {"NETRC": "{home}/elsewhere"}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LOGINS)
+def test_whoever_is_logged_in_to_wandb_is_known(name: str, tmp_path: Path) -> None:
+    """In a process of its own: wandb keeps what it has found."""
+    file, variables = LOGINS[name]
+    if file:
+        (tmp_path / file).write_text(f"machine api.wandb.ai\n  login user\n  password {KEY}\n", encoding="utf-8")
+        (tmp_path / file).chmod(0o600)
+    ours = {key: value for key, value in os.environ.items() if not key.startswith("WANDB") and key != "NETRC"}
+    ours |= {"HOME": str(tmp_path)} | {key: value.format(home=tmp_path) for key, value in variables.items()}
+    code = "from whisper_lightning.loggers import _logged_in; print('logged in:', _logged_in())"
+    done = subprocess.run([sys.executable, "-c", code], env=ours, capture_output=True, text=True, encoding="utf-8")
+    assert f"logged in: {name != 'nobody'}" in done.stdout, done.stderr
