@@ -94,6 +94,7 @@ def test_the_whole_comparison_on_a_small_model(
     }
     assert len(ratios) == 10, table
     assert ratios["data on disk, kB per utterance"] >= 9
-    assert ratios["checkpoints of a run of 4 evaluations, MB"] >= 3.3
+    # The checkpoint before the last is kept as well: two with the optimizer's states, where it was one (3.4).
+    assert ratios["checkpoints of a run of 4 evaluations, MB"] >= 1.8
     assert ratios["training step, s per utterance seen"] > 1
     assert ratios["evaluation with loss, s per utterance"] > 1

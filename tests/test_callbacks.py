@@ -72,7 +72,7 @@ def test_speed_and_waiting_are_measured(corpus: Path, tmp_path: Path) -> None:
         *quick_arguments(corpus, run),
         "--data.batch_size=24",
         "--trainer.val_check_interval=4",
-        "--trainer.callbacks+=tests.test_callbacks.Dawdle",
+        "--trainer.callbacks=tests.test_callbacks.Dawdle",  # one alone is no list
     ]
     assert main(arguments) == 0
     metrics = pd.read_csv(run / "metrics.csv").dropna(subset="train/loss")

@@ -135,7 +135,8 @@ class WhisperCLI(LightningCLI):
             options = WandbOptions(enabled, config.wandb.project, config.wandb.name)
             fresh = self.subcommand == "fit" and config.ckpt_path is None
             kwargs["logger"] = make_loggers(Path(config.trainer.default_root_dir), options, keep=not fresh)
-        kwargs["callbacks"] = [*(config.trainer.callbacks or []), RunLength()]
+        given = config.trainer.callbacks or []
+        kwargs["callbacks"] = [*(given if isinstance(given, list) else [given]), RunLength()]
         if config.trainer.enable_progress_bar is not False:
             # Drawing the bar reads the loss from the device: at every batch it would slow a GPU.
             kwargs["callbacks"].append(TQDMProgressBar(refresh_rate=config.trainer.log_every_n_steps or 1))
