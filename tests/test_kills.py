@@ -33,7 +33,7 @@ def marked(mark: str) -> list[int]:
     return found
 
 
-def wait_for(ended: Callable[[], bool], seconds: float = 30) -> bool:
+def wait_for(ended: Callable[[], bool], seconds: float = 90) -> bool:
     end = time.monotonic() + seconds
     while not ended() and time.monotonic() < end:
         time.sleep(0.05)
