@@ -400,7 +400,7 @@ def test_fine_tuned_beats_zero_shot_and_the_figure_is_that_of_the_run(
     assert main([*models, f"--data={copy / 'test.csv'}", f"--report={report}", "--num_workers=0"]) == 0
     results = json.loads((report / "results.json").read_text(encoding="utf-8"))
     (wer,) = re.findall(
-        r"^WER ([\d.]+) % on", (quickstart_run / "output.txt").read_text(encoding="utf-8"), re.MULTILINE
+        r"^WER ([\d.]+) % \[", (quickstart_run / "output.txt").read_text(encoding="utf-8"), re.MULTILINE
     )
     assert f"{results['models'][1]['scores']['orthographic']['wer'][0]:.2f}" == wer
     for each in results["differences"]:
