@@ -1,6 +1,8 @@
 """Data goes one way: nobody imports upwards."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ MAY_IMPORT = {
     "containers": set[str](),
     "features": {"audio"},
     "text": {"errors"},
+    "processor": {"errors"},
     "metrics": {"errors"},
     "statistics": set[str](),
     "transcripts": {"metrics", "statistics", "text"},
@@ -21,9 +24,9 @@ MAY_IMPORT = {
     "run": {"errors"},
     "stop": {"errors"},
     "loggers": {"errors"},
-    "data": {"errors", "audio", "text", "data"},
+    "data": {"errors", "audio", "text", "processor", "data"},
     "windows": {"audio"},
-    "model": {"errors", "files", "audio", "features", "text", "model"},
+    "model": {"errors", "files", "audio", "features", "text", "processor", "model"},
     "callbacks": {
         "errors",
         "files",
@@ -42,7 +45,7 @@ MAY_IMPORT = {
     "parser": {"errors", "terminal"},
     "checks": {"errors", "callbacks"},
     "summary": {"callbacks", "statistics", "transcripts"},
-    "cli": {"errors", "files", "run", "stop", "loggers", "data", "model", "callbacks", "text"}
+    "cli": {"errors", "files", "run", "stop", "loggers", "data", "model", "callbacks", "processor"}
     | {"parser", "checks", "summary", "terminal"},
     "transcribe": {"errors", "audio", "windows", "text", "model"},
     "__main__": {"cli", "stop"},
@@ -76,6 +79,14 @@ LEAVES = ["audio", "features", "text", "metrics", "statistics", "transcripts", "
 @pytest.mark.parametrize("leaf", [*LEAVES, "run"])
 def test_leaves_know_no_lightning(leaf: str) -> None:
     assert not any(name.startswith("lightning") for name in imported(PACKAGE / f"{leaf}.py"))
+
+
+@pytest.mark.parametrize("module", ["loader", "pack"])
+def test_what_workers_import(module: str) -> None:
+    """Each of them pays for it: transformers alone is 3 s and 200 MB."""
+    code = f"import sys, whisper_lightning.data.{module}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {"torch", "lightning", "transformers", "wandb", "torch._dynamo"} & {*done.stdout.split()} == {"torch"}
 
 
 def test_files_stay_readable() -> None:

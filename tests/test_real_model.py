@@ -99,7 +99,7 @@ def test_same_tokens_as_generate(module: WhisperModule, real_model: Path, uttera
     assert ours == [[token for token in row if token not in special] for row in expected]
     counts = EditCounts()
     for each, row in zip(utterances, ours, strict=True):
-        counts = counts.plus(word_edits(normalize(each.sentence), normalize(module.encoder.decode(row))))
+        counts = counts.plus(word_edits(normalize(each.sentence), normalize(module.text(row))))
     assert counts.percent < 60
 
 

@@ -40,11 +40,11 @@ from whisper_lightning.parser import (
     settle_length,
     short_help,
 )
+from whisper_lightning.processor import language_code
 from whisper_lightning.run import hold_folder, is_first_process
 from whisper_lightning.stop import EXIT_CODES, give_back, stop_in_order, take_over
 from whisper_lightning.summary import sum_up
 from whisper_lightning.terminal import expand_home, log_to_terminal, print_anything, show
-from whisper_lightning.text import language_code
 
 logger = logging.getLogger(__name__)
 

@@ -204,7 +204,7 @@ def _texts(module: WhisperModule, waveforms: list[torch.Tensor]) -> list[tuple[s
             rows = greedy_decode(module.whisper, states, prompt, limit)
     except torch.OutOfMemoryError:
         raise UserError(f"no memory for {len(waveforms)} windows at once; give a smaller --batch_size") from None
-    return [(" ".join(module.encoder.decode(row).split()), len(row) == limit) for row in rows]
+    return [(" ".join(module.text(row).split()), len(row) == limit) for row in rows]
 
 
 def _finish(module: WhisperModule, recording: _Recording) -> Transcript:

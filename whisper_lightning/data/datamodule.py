@@ -21,7 +21,8 @@ from whisper_lightning.data.sources import choose, name_sources, needed_splits, 
 from whisper_lightning.data.split import Split, admit, warn_of_overlap
 from whisper_lightning.data.transfer import is_remote, local_path
 from whisper_lightning.errors import UserError
-from whisper_lightning.text import LabelEncoder, Task, load_config, load_processor
+from whisper_lightning.processor import language_code, load_config, load_processor
+from whisper_lightning.text import LabelEncoder, Task
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ class SpeechDataModule(LightningDataModule):
         config = load_config(checkpoint)
         self.full_samples: int = config.max_source_positions * SAMPLES_PER_POSITION
         self.max_label_tokens: int = config.max_target_positions
-        self.encoder = LabelEncoder(load_processor(checkpoint).tokenizer, language, task)
+        self.encoder = LabelEncoder(load_processor(checkpoint).tokenizer, language_code(language), task)
         self.splits: dict[str, Split] = {}
         self._opened: dict[str, ShardIndex] = {}
 

@@ -67,5 +67,5 @@ def decode(module: WhisperModule, waveforms: Sequence[torch.Tensor], decoding: D
         batch = torch.stack([decoding.pad(waveform) for waveform in waveforms[start : start + BATCH_SIZE]])
         states = module.whisper.model.encoder(module.log_mel(batch.to(module.device))).last_hidden_state
         tokens = greedy_decode(module.whisper, states, decoding.prompt, decoding.max_tokens)
-        texts += [module.encoder.decode(row) for row in tokens]
+        texts += [module.text(row) for row in tokens]
     return texts

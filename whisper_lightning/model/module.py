@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -29,7 +29,8 @@ from whisper_lightning.model.whisper import (
     save_whisper,
     training_states,
 )
-from whisper_lightning.text import LabelEncoder, Task, load_processor
+from whisper_lightning.processor import language_code, load_processor
+from whisper_lightning.text import LabelEncoder, Task
 
 GRADIENT_SCALE = 1 / 256
 """Keeps the loss of a batch near 1, which float16 needs; a power of two, so that it costs no precision."""
@@ -106,7 +107,7 @@ class WhisperModule(LightningModule):
         self.spec_augment = spec_augment
         self.max_tokens = max_tokens
         self.processor = load_processor(checkpoint)
-        self.encoder = LabelEncoder(self.processor.tokenizer, language, task)
+        self.encoder = LabelEncoder(self.processor.tokenizer, language_code(language), task)
         self.whisper = load_whisper(checkpoint, self.encoder, random_weights=random_weights)
         self.identity = identify(self.whisper, self.processor.tokenizer, with_weights=not random_weights)
         if initial_weights is not None:
@@ -222,7 +223,11 @@ class WhisperModule(LightningModule):
         states = decoder_states(self.whisper, encoder_states, batch.decoder_input_ids)
         loss_sum = label_loss(self.whisper, states, batch.label_positions, batch.label_tokens)
         tokens = greedy_decode(self.whisper, encoder_states, self.encoder.prompt, self.max_tokens)
-        return Decoded([self.encoder.decode(row) for row in tokens], loss_sum, len(batch.label_tokens))
+        return Decoded([self.text(row) for row in tokens], loss_sum, len(batch.label_tokens))
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Give the transcript of generated ids, without special tokens and outer blanks."""
+        return str(self.processor.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
 
     test_step = validation_step  # type: ignore[assignment]
     predict_step = validation_step

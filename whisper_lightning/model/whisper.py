@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from torch.nn import functional as F
@@ -12,10 +12,12 @@ from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalG
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from whisper_lightning.errors import UserError
 from whisper_lightning.model.weights import load_weights
-from whisper_lightning.text import LabelEncoder, first_line, load_config
+from whisper_lightning.processor import first_line, load_config
+from whisper_lightning.text import LabelEncoder, Task
 
 
 class VariableLengthEncoder(WhisperEncoder):
@@ -77,18 +79,33 @@ def greedy_config(checkpoint: str, config: WhisperConfig, encoder: LabelEncoder)
     except Exception as error:  # of a damaged file: the libraries name no common kind
         if path.is_file():
             raise UserError(f"{path} cannot be read ({first_line(error)}); delete it, or copy it again") from None
-        generation = GenerationConfig(begin_suppress_tokens=encoder.blanks(), return_timestamps=False)
+        generation = GenerationConfig(
+            begin_suppress_tokens=[encoder.vocabulary["Ġ"], encoder.end], return_timestamps=False
+        )
     first = generation.begin_suppress_tokens or []
     if not isinstance(first, list) or not all(token in range(config.vocab_size) for token in first):
         raise UserError(f"{path}: begin_suppress_tokens {first!r} are no tokens of this model; delete the file")
     if generation.max_length is None:
         generation.max_length = config.max_target_positions
-    ours: dict[str, Any] = {"forced_decoder_ids": None, "suppress_tokens": [], "num_beams": 1, **encoder.special_ids()}
+    ours: dict[str, Any] = {"forced_decoder_ids": None, "suppress_tokens": [], "num_beams": 1, **_special_ids(encoder)}
     if encoder.is_multilingual:
         ours |= {"language": encoder.language, "task": encoder.task}
     for name, value in ours.items():
         setattr(generation, name, value)
     return generation
+
+
+def _special_ids(encoder: LabelEncoder) -> dict[str, Any]:
+    """Give what a generation config says of the vocabulary."""
+    vocabulary = encoder.vocabulary
+    ids: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), encoder.end)
+    ids |= {"decoder_start_token_id": encoder.prompt[0], "no_timestamps_token_id": encoder.prompt[-1]}
+    if encoder.is_multilingual:
+        languages = (f"<|{code}|>" for code in LANGUAGES)
+        ids["lang_to_id"] = {name: vocabulary[name] for name in languages if name in vocabulary}
+        tasks = [task for task in get_args(Task) if f"<|{task}|>" in vocabulary]
+        ids["task_to_id"] = {task: vocabulary[f"<|{task}|>"] for task in tasks}
+    return ids | {"is_multilingual": encoder.is_multilingual}
 
 
 def decoder_states(
