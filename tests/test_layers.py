@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "statistics": set[str](),
     "transcripts": {"metrics", "statistics", "text"},
     "scoring": {"errors", "text"},
-    "terminal": set[str](),
+    "terminal": {"errors"},
     "files": {"errors"},
     "run": {"errors"},
     "stop": {"errors"},

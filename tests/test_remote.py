@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from filelock import FileLock
 
-from tests.conftest import copy_corpus, quick_arguments
+from tests.conftest import copy_corpus, one_error, quick_arguments
 from tests.faulty_server import Faults, serve
 from tests.test_shards import contents, make_corpus
 from whisper_lightning.cli import main
@@ -24,7 +24,7 @@ from whisper_lightning.data import transfer
 from whisper_lightning.data.build import build_shards
 from whisper_lightning.data.remote import RemoteFolder
 from whisper_lightning.data.shards import ShardIndex
-from whisper_lightning.errors import UserError
+from whisper_lightning.errors import UserError, without_keys
 
 GIB = 2**30
 
@@ -392,6 +392,16 @@ def test_a_package_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: p
         open_remote("s3://voces", tmp_path)
 
 
+REFUSED = [
+    "https://name:secreto@host/a",
+    "ftp://host/a?token=secreto",
+    "http://host/a?token=secreto::zip://x",
+    "s3://KEY:secreto@bucket/a",
+    "https://host:secreto@[/a",
+]
+SPLITS = (("train", "train"), ("val", "test"))
+
+
 def losses(run: Path) -> list[float]:
     metrics = pd.read_csv(run / "metrics.csv", float_precision="round_trip")
     return list(metrics["train/loss"].dropna()) + list(metrics["val/loss"].dropna())
@@ -422,6 +432,57 @@ def test_a_run_from_a_bad_server_has_the_losses_of_a_local_one(
     assert losses(tmp_path / "remote") == losses(tmp_path / "local")
     assert max(faults.starts("000000.tar")) > 0
     assert len(cached(tmp_path / "cache")) == 3
+
+
+def holds(folder: Path, secret: bytes) -> list[str]:
+    """Name the files in which a secret can be read."""
+    return [path.name for path in folder.rglob("*") if path.is_file() and secret in path.read_bytes()]
+
+
+@pytest.mark.slow
+def test_the_key_of_an_address_is_written_down_nowhere(tmp_path: Path) -> None:
+    """Not by wandb either, which stores the command line; and the folder is good to go on with the whole address."""
+    corpus = copy_corpus(tmp_path / "corpus", 16, 4)
+    for name in ("train", "test"):
+        build_shards(corpus / f"{name}.csv", tmp_path / "shards" / name, num_workers=0, rows_per_shard=8)
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "whisper_lightning", *quick_arguments(corpus, run), "--wandb.enabled=true"]
+    with serve(tmp_path) as address:
+        sources = [f"--data.{key}={address}/shards/{name}?token=secreto" for key, name in SPLITS]
+        command += [f"--data.cache_dir={tmp_path / 'cache'}", "--trainer.max_steps=2", *sources]
+        environment = os.environ | {"WANDB_MODE": "offline"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8", check=False)
+        assert done.returncode == 0, done.stderr
+        assert f"utterances of {address}/shards/test, decoded" in done.stderr
+        assert "secreto" not in done.stdout + done.stderr
+        assert list(run.glob("wandb/*/run-*.wandb"))
+        assert holds(run, b"shards/test, decoded") == []  # nothing is compressed so that a secret would not be found
+        assert holds(run, b"secreto") == holds(tmp_path / "cache", b"secreto") == []
+        assert {"config.yaml", "wandb-metadata.json"} <= {*holds(run, f"{address}/shards/train".encode())}
+        assert main([*command[3:], "--trainer.max_steps=3", "--ckpt_path=last"]) == 0
+
+
+@pytest.mark.parametrize("address", REFUSED)
+def test_a_refused_address_keeps_its_secret(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--config=quickstart.yaml", f"--data.train={address}"]) == 2
+    assert "secreto" not in one_error(capsys)
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("https://host/a?token=secreto", "https://host/a"),
+        ("https://name:secreto@host:80/a", "https://host:80/a"),
+        ("https://name:sec/re@to@host/a", "https://host/a"),
+        ("https://host/mi%20voz@casa/a#secreto", "https://host/mi%20voz@casa/a"),
+        ("s3://AKIA:sec/reto@bucket/a", "s3://bucket/a"),
+        ("abfs://container@account/a?sig=secreto", "abfs://container@account/a"),
+        ("https://[::1]:80/a", "https://[::1]:80/a"),
+        (r"C:\voces\a.csv", r"C:\voces\a.csv"),
+    ],
+)
+def test_what_is_shown_of_an_address(address: str, shown: str) -> None:
+    assert without_keys(f"see {address} or '{address}'") == f"see {shown} or '{shown}'"
 
 
 @pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.slow)])

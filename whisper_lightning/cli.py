@@ -44,7 +44,7 @@ from whisper_lightning.processor import language_code
 from whisper_lightning.run import hold_folder, is_first_process
 from whisper_lightning.stop import EXIT_CODES, give_back, stop_in_order, take_over
 from whisper_lightning.summary import sum_up
-from whisper_lightning.terminal import expand_home, log_to_terminal, print_anything, show
+from whisper_lightning.terminal import expand_home, forget_keys, log_to_terminal, print_anything, show
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +128,8 @@ class WhisperCLI(LightningCLI):
             _find_checkpoint(config, folder)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Give the trainer its loggers."""
+        """Give the trainer its loggers. From here on the configuration is written down: without keys of addresses."""
+        forget_keys(self.config)
         config = self.config_init[self.subcommand]
         if config.trainer.logger in (None, True):
             enabled = config.wandb.enabled and self.subcommand == "fit"

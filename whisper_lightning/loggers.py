@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import logging
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -15,7 +18,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
-from whisper_lightning.errors import UserError
+from whisper_lightning.errors import UserError, without_keys
 
 logger = logging.getLogger(__name__)
 
@@ -141,11 +144,23 @@ class RunOnWandb(WandbLogger):
     @rank_zero_experiment
     def experiment(self) -> Any:
         """Give the run; begin it the first time."""
-        begun = self._experiment is not None
-        run = super().experiment
-        if not begun:
-            run.define_metric("val/wer", step_metric="trainer/global_step", summary="min")
+        if self._experiment is not None:
+            return self._experiment
+        with _command_line_without_keys():
+            run = super().experiment
+        run.define_metric("val/wer", step_metric="trainer/global_step", summary="min")
         return run
+
+
+@contextmanager
+def _command_line_without_keys() -> Iterator[None]:
+    """Let wandb, which stores the command line, see its addresses without keys; other ranks are started from it."""
+    given = sys.argv
+    sys.argv = [without_keys(each) for each in given]
+    try:
+        yield
+    finally:
+        sys.argv = given
 
 
 def make_loggers(folder: Path, options: WandbOptions, *, keep: bool) -> list[Logger]:

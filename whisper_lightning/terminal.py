@@ -8,8 +8,11 @@ import logging
 import re
 import sys
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from whisper_lightning.errors import without_keys
 
 HOME = re.compile(r"~[^/\\]*([/\\]|$)")
 """How a path into somebody's home begins. A shell replaces it in `--out ~/x`, but not in `--out=~/x`, nor in YAML."""
@@ -41,11 +44,11 @@ def show(text: str) -> str:
 
 
 class ShownFormatter(logging.Formatter):
-    """Writes log lines as `show` makes them."""
+    """Writes log lines as `show` makes them, and addresses without keys."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Format, then show."""
-        return show(super().format(record))
+        return show(without_keys(super().format(record)))
 
 
 def log_to_terminal() -> None:
@@ -55,25 +58,33 @@ def log_to_terminal() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
-def expand_home(value: Any) -> Any:
-    """Replace `~` and `~name` at the beginning of every string and path in a tree of options, in place.
+def expand_home(options: Any) -> Any:
+    """Replace `~` and `~name` at the beginning of every text and path in a tree of options, in place.
 
-    Args:
-        value: A text, a path, or a namespace, dictionary or list of them. Names of users that do not exist stay.
-
-    Returns:
-        The same, expanded.
+    Names of users that do not exist stay.
     """
-    if isinstance(value, str | Path):
-        if not HOME.match(str(value)):
-            return value
+
+    def expanded(value: str | Path) -> str | Path:
         try:
-            return type(value)(Path(value).expanduser())
+            return type(value)(Path(value).expanduser()) if HOME.match(str(value)) else value
         except RuntimeError:  # it is no user's name
             return value
+
+    return change_texts(options, expanded)
+
+
+def forget_keys(options: Any) -> None:
+    """Leave out the keys of every address in a tree of options, in place."""
+    change_texts(options, lambda value: without_keys(value) if isinstance(value, str) else value)
+
+
+def change_texts(value: Any, change: Callable[[str | Path], str | Path]) -> Any:
+    """Apply a function to every text and path in a namespace, dictionary or list of such, in place; give the result."""
+    if isinstance(value, str | Path):
+        return change(value)
     if isinstance(value, list):
-        value[:] = [expand_home(each) for each in value]
+        value[:] = [change_texts(each, change) for each in value]
     elif isinstance(value, dict | argparse.Namespace):
         items = value if isinstance(value, dict) else vars(value)
-        items.update({name: expand_home(each) for name, each in items.items()})
+        items.update({name: change_texts(each, change) for name, each in items.items()})
     return value

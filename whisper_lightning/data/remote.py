@@ -21,8 +21,8 @@ from typing import Any, TypedDict, TypeGuard
 import platformdirs
 from filelock import FileLock, Timeout
 
-from whisper_lightning.data.transfer import join, shown, size_of, transfer
-from whisper_lightning.errors import UserError
+from whisper_lightning.data.transfer import join, size_of, transfer
+from whisper_lightning.errors import UserError, without_keys
 
 MAX_INDEX_BYTES = 1 << 30
 TOUCH_SECONDS = 60.0
@@ -84,7 +84,7 @@ class RemoteFolder:
     limit_bytes: int
 
     def __str__(self) -> str:
-        return shown(self.url)
+        return without_keys(self.url)
 
     def fetch_index(self) -> Path:
         """Download index.json, and the files it lists unless they are here; give the local folder that holds them.
@@ -98,7 +98,7 @@ class RemoteFolder:
         with self._storing():
             num_bytes = size_of(url)
             if num_bytes > MAX_INDEX_BYTES:
-                raise UserError(f"{shown(url)}: {num_bytes} bytes are no index")
+                raise UserError(f"{url}: {num_bytes} bytes are no index")
             buffer = io.BytesIO()
             transfer(url, num_bytes, buffer)
             content = buffer.getvalue()

@@ -17,7 +17,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import fsspec
 
 from whisper_lightning.audio import REMOTE
-from whisper_lightning.errors import UserError
+from whisper_lightning.errors import CONTAINERS, UserError
 
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "hf": "huggingface_hub"}
 """What is read through fsspec, and the package it needs. No other protocol: some run commands or open local files."""
@@ -58,8 +58,7 @@ def is_remote(option: str, source: str) -> bool:
         host, _ = parts.hostname, parts.port
     except ValueError as error:
         raise UserError(f"{option}: {source!r} is not a URL ({error}); write https://host/folder") from None
-    # In abfs:// a container stands where others have a name.
-    if not host or parts.password is not None or (parts.username is not None and _is_http(source)):
+    if not host or parts.password is not None or (parts.username is not None and scheme not in CONTAINERS):
         raise UserError(f"{option}: a URL needs a host, and no name and password in it; write https://host/folder")
     return True
 
@@ -79,12 +78,6 @@ def join(url: str, name: str) -> str:
     """Give the URL of a file in the folder at `url`."""
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc, f"{parts.path.rstrip('/')}/{name}", parts.query, ""))
-
-
-def shown(url: str) -> str:
-    """Give a URL for messages: without its query, which may hold a key."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc, parts.path, "", ""))
 
 
 def size_of(url: str) -> int:
@@ -120,7 +113,7 @@ def _retry(url: str, attempt: Callable[[], T]) -> T:
         except _DroppedError as error:
             reason = str(error)
     raise UserError(
-        f"{shown(url)}: given up after {RETRIES + 1} attempts ({reason}); check the connection and that the "
+        f"{url}: given up after {RETRIES + 1} attempts ({reason}); check the connection and that the "
         "file is complete there, then start again: what has arrived is kept"
     )
 
@@ -151,8 +144,8 @@ def _asking(url: str) -> Iterator[None]:
             raise _DroppedError(" ".join(f"{type(error).__name__}: {error}".split())) from None
         what = "is shorter than index.json says" if status == 416 else " ".join(str(error).split())
         raise UserError(
-            f"{shown(url)}: {what}; check the address, your rights, and that the whole folder of shards "
-            "(as tools/make_shards.py writes it) was uploaded"
+            f"{url}: {what}; check the address (config.yaml keeps none of its keys), your rights, and "
+            "that the whole folder of shards (as tools/make_shards.py writes it) was uploaded"
         ) from None
 
 
@@ -167,7 +160,7 @@ def _size(url: str) -> int:
             filesystem, path = _filesystem(url)
             size = str(filesystem.size(path))
     if not size.isdecimal():
-        raise UserError(f"{shown(url)}: the server does not say how long it is; use another server")
+        raise UserError(f"{url}: the server does not say how long it is; use another server")
     return int(size)
 
 
@@ -224,5 +217,5 @@ def _filesystem(url: str) -> tuple[Any, str]:
     try:
         filesystem, path = fsspec.url_to_fs(url)
     except ImportError:
-        raise UserError(f"{shown(url)}: this address is read with {package}; pip install {package}") from None
+        raise UserError(f"{url}: this address is read with {package}; pip install {package}") from None
     return filesystem, path

@@ -14,7 +14,7 @@ from whisper_lightning.data.datamodule import SpeechDataModule
 from whisper_lightning.data.manifest import read_manifest
 from whisper_lightning.data.shards import Rejected
 from whisper_lightning.data.split import Split
-from whisper_lightning.errors import UserError
+from whisper_lightning.errors import UserError, without_keys
 from whisper_lightning.model.module import Decoded, WhisperModule
 
 
@@ -101,7 +101,8 @@ def transcribe_test_set(
         raise UserError(f"{data.source}: no utterance is left that all models take; see {folder / 'rejected.csv'}")
     hypotheses = [[decoded[each.row] for each in utterances] for decoded in transcripts]
     # An utterance too long for one model is left out of all, or their figures would not be about the same speech.
-    return Transcripts(data.source, utterances, list(names), hypotheses, [rejected[key] for key in sorted(rejected)])
+    source = without_keys(data.source)
+    return Transcripts(source, utterances, list(names), hypotheses, [rejected[key] for key in sorted(rejected)])
 
 
 class _Collect(Callback):
