@@ -28,7 +28,8 @@ class Faults:
         altered: Byte of each tar that is another.
         missing_bytes: How much shorter each tar is than it should be.
         redirect: Where every request is sent on to.
-        block_seconds: Pause after every 16 KiB.
+        block_bytes: What is sent at a time.
+        block_seconds: Pause after each of these.
         asked: Path and first byte of each request.
         sent: Bytes sent of each path.
     """
@@ -40,6 +41,7 @@ class Faults:
     altered: int | None = None
     missing_bytes: int = 0
     redirect: str = ""
+    block_bytes: int = 16384
     block_seconds: float = 0.0
     asked: list[tuple[str, int]] = field(default_factory=list)
     sent: dict[str, int] = field(default_factory=dict)
@@ -91,8 +93,9 @@ class Handler(BaseHTTPRequestHandler):
         self._send(path, bytes(content[start:end]))
 
     def _send(self, path: str, body: bytes) -> None:
-        for at in range(0, len(body[: self.faults.drop_after]), 16384):
-            block = body[: self.faults.drop_after][at : at + 16384]
+        step = self.faults.block_bytes
+        for at in range(0, len(body[: self.faults.drop_after]), step):
+            block = body[: self.faults.drop_after][at : at + step]
             try:
                 self.wfile.write(block)
             except OSError:  # the other side was killed

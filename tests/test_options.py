@@ -16,6 +16,7 @@ import wandb
 from tests.conftest import MODEL, copy_corpus, one_error, quick_arguments, read_rows
 from tests.faulty_server import Faults, serve
 from whisper_lightning.cli import main
+from whisper_lightning.data import transfer
 from whisper_lightning.data.build import build_shards
 from whisper_lightning.model.module import WhisperModule
 
@@ -54,6 +55,7 @@ ELSEWHERE = {
     "data.predict": "test_predict_transcribes_its_own_csv",
     "data.cache_dir": "test_remote_shards_are_kept_where_the_option_says",
     "data.cache_gib": "test_a_small_cache_is_warned_of",
+    "data.min_kib_per_second": "test_a_server_slower_than_the_option_is_given_up",
     "data.max_rejected_fraction": "test_rows_that_may_be_rejected",
     "wandb.enabled": "test_weights_and_biases_are_told_project_and_name",
     "wandb.project": "test_weights_and_biases_are_told_project_and_name",
@@ -180,6 +182,16 @@ def test_a_small_cache_is_warned_of(remote: list[str], material: Path, caplog: p
         caplog.clear()
         assert main([*arguments(material, f"cache-{gib}"), *remote, f"--data.cache_gib={gib}"]) == 0
         assert ("data.cache_gib" in caplog.text) == warned
+
+
+def test_a_server_slower_than_the_option_is_given_up(
+    remote: list[str], material: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(transfer, "PACE_SECONDS", 0.0)
+    remote = [*remote, f"--data.cache_dir={material / 'slow cache'}"]
+    assert main([*arguments(material, "too slow"), *remote, "--data.min_kib_per_second=1e9"]) == 2
+    assert "lower data.min_kib_per_second (now 1e+09)" in one_error(capsys)
+    assert main([*arguments(material, "fast enough"), *remote]) == 0
 
 
 def test_weights_and_biases_are_told_project_and_name(material: Path, base: Observed) -> None:

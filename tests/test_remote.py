@@ -8,8 +8,10 @@ import pickle
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -150,6 +152,63 @@ def test_a_server_that_stays_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(UserError, match=r"index\.json: given up after 6 attempts \(.*timed out"):
             open_remote(address, tmp_path)
+
+
+def test_a_server_that_sends_a_byte_at_a_time(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its pace is shown, and has a floor; what has arrived is kept."""
+    monkeypatch.setattr(transfer, "PACE_SECONDS", 0.3)
+    monkeypatch.setattr(transfer, "QUIET_SECONDS", 0.1)
+    monkeypatch.setattr(transfer, "TIMEOUT_SECONDS", 0.2)
+    with serve(published, Faults(block_bytes=1, block_seconds=0.02)) as address:
+        folder = RemoteFolder(f"{address}/a/train", tmp_path, GIB, min_bytes_per_second=1024)
+        with pytest.raises(
+            UserError, match=r"index\.json: [3-5]\d\.?\d* bytes a second .*min_kib_per_second \(now 1\)"
+        ):
+            ShardIndex.open(folder)
+    assert "index.json:" in capsys.readouterr().err
+
+
+def test_an_answer_that_begins_a_byte_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(transfer, "RETRIES", 1)
+
+    def answer(listening: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = listening.accept()
+                with suppress(OSError), connection:
+                    for byte in b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n":
+                        connection.sendall(bytes([byte]))
+                        time.sleep(0.05)
+
+    with socket.create_server(("127.0.0.1", 0)) as slow:
+        threading.Thread(target=answer, args=(slow,), daemon=True).start()
+        with pytest.raises(UserError, match=r"index\.json: given up after 2 attempts"):
+            open_remote(f"http://127.0.0.1:{slow.getsockname()[1]}", tmp_path)
+        slow.shutdown(socket.SHUT_RDWR)
+
+
+def test_an_index_of_a_gibibyte_is_not_read(tmp_path: Path) -> None:
+    for name in ("index.json", "index.npy"):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(1 << 30)
+    with pytest.raises(UserError, match=r"index\.json has 1073741824 bytes"):
+        ShardIndex.open(tmp_path)
+    big = socket.create_server(("127.0.0.1", 0))
+    head = b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-0/1073741824\r\nContent-Length: 1\r\n\r\n{"
+
+    def answer() -> None:
+        connection, _ = big.accept()
+        with connection:
+            connection.recv(4096)
+            connection.sendall(head)
+
+    with big:
+        threading.Thread(target=answer, daemon=True).start()
+        with pytest.raises(UserError, match=r"index\.json: 1073741824 bytes, which is no list of shards"):
+            open_remote(f"http://127.0.0.1:{big.getsockname()[1]}", tmp_path / "cache")
 
 
 def test_a_server_that_is_down_for_good(published: Path, tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ class SpeechDataModule(LightningDataModule):
         num_workers: Processes that read and decode audio.
         cache_dir: Folder that remote shards are downloaded to; by default the user's own cache.
         cache_gib: What remote shards may take there, in GiB; the least recently used leave.
+        min_kib_per_second: A server of remote shards that sends less for a minute is given up.
         max_rejected_fraction: Stop before training when more than this share of a CSV's rows is unusable.
         seed: Seed of the shuffling; linked to seed_everything.
         checkpoint: Linked to model.checkpoint.
@@ -74,6 +75,7 @@ class SpeechDataModule(LightningDataModule):
         num_workers: int = 2,
         cache_dir: str | None = None,
         cache_gib: float = 50.0,
+        min_kib_per_second: float = 1.0,
         max_rejected_fraction: float = 0.1,
         seed: int = 42,
         checkpoint: str = "openai/whisper-base",
@@ -88,6 +90,7 @@ class SpeechDataModule(LightningDataModule):
         if not cache_gib > 0:
             raise UserError(f"data.cache_gib: {cache_gib}; remote shards need room, such as 50")
         self.cache_bytes = int(cache_gib * 2**30)
+        self.min_bytes_per_second = 1024 * min_kib_per_second
         self.columns = columns
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.max_batch_seconds = max_batch_seconds
@@ -138,7 +141,7 @@ class SpeechDataModule(LightningDataModule):
             return self._opened[source]
         path = Path(source)
         if is_remote(f"data.{name}", source):
-            index = ShardIndex.open(RemoteFolder(source, self.cache, self.cache_bytes))
+            index = ShardIndex.open(RemoteFolder(source, self.cache, self.cache_bytes, self.min_bytes_per_second))
         elif path.is_dir():
             index = open_folder(path)
         elif path.is_file():

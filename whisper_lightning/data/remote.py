@@ -24,6 +24,8 @@ from filelock import FileLock, Timeout
 from whisper_lightning.data.transfer import join, size_of, transfer
 from whisper_lightning.errors import UserError, without_keys
 
+MAX_JSON_BYTES = 64 << 20
+"""What an index.json may take: a line of 150 bytes for each shard."""
 MAX_INDEX_BYTES = 1 << 30
 TOUCH_SECONDS = 60.0
 """How exactly the cache knows when a shard was last used."""
@@ -77,11 +79,13 @@ class RemoteFolder:
         url: The folder, as `is_remote` accepts it.
         cache: Where downloads are kept.
         limit_bytes: What the shards of all folders in the cache may take; the least recently used leave.
+        min_bytes_per_second: A server that sends less is given up.
     """
 
     url: str
     cache: Path
     limit_bytes: int
+    min_bytes_per_second: float = 0.0
 
     def __str__(self) -> str:
         return without_keys(self.url)
@@ -97,10 +101,10 @@ class RemoteFolder:
         url = join(self.url, "index.json")
         with self._storing():
             num_bytes = size_of(url)
-            if num_bytes > MAX_INDEX_BYTES:
-                raise UserError(f"{url}: {num_bytes} bytes are no index")
+            if num_bytes > MAX_JSON_BYTES:
+                raise UserError(f"{url}: {num_bytes} bytes, which is no list of shards; give the folder of the shards")
             buffer = io.BytesIO()
-            transfer(url, num_bytes, buffer)
+            transfer(url, num_bytes, buffer, self.min_bytes_per_second)
             content = buffer.getvalue()
             folder = self.cache / "indexes" / hashlib.sha256(content).hexdigest()
             folder.mkdir(parents=True, exist_ok=True)
@@ -164,7 +168,7 @@ class RemoteFolder:
                 kept = part.stat().st_size if part.exists() else 0
                 self._make_room(max(0, file["bytes"] - kept), part)
                 with part.open("ab") as out:
-                    transfer(join(self.url, file["name"]), file["bytes"], out)
+                    transfer(join(self.url, file["name"]), file["bytes"], out, self.min_bytes_per_second)
                     out.flush()
                     os.fsync(out.fileno())
                 with part.open("rb") as whole:

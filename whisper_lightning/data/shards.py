@@ -25,7 +25,7 @@ import soundfile
 import torch
 
 from whisper_lightning.audio import MAX_SECONDS, SAMPLE_RATE_HZ
-from whisper_lightning.data.remote import FileInfo, RemoteFolder, index_files, is_file_info
+from whisper_lightning.data.remote import MAX_JSON_BYTES, FileInfo, RemoteFolder, index_files, is_file_info
 from whisper_lightning.errors import UserError
 
 FORMAT_VERSION = 2
@@ -183,7 +183,10 @@ class ShardIndex:
     def info(self) -> dict[str, Any]:
         """What `index.json` says."""
         try:
-            content = (self.folder / "index.json").read_bytes()
+            path = self.folder / "index.json"
+            if path.stat().st_size > MAX_JSON_BYTES:
+                raise ValueError(f"index.json has {path.stat().st_size} bytes and is no list of shards")
+            content = path.read_bytes()
             info: dict[str, Any] = json.loads(content)
             _check_info(info)
         except (OSError, ValueError, TypeError, OverflowError, RecursionError, MemoryError) as error:

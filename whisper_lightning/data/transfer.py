@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import http.client
+import multiprocessing
 import os
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +18,7 @@ from urllib.error import HTTPError
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import fsspec
+from tqdm import tqdm
 
 from whisper_lightning.audio import REMOTE
 from whisper_lightning.errors import CONTAINERS, UserError
@@ -26,7 +30,11 @@ RETRIES = 5
 BACKOFF_SECONDS = 0.5
 """Pause before the first of them; it doubles."""
 TIMEOUT_SECONDS = 30.0
-"""Longest silence of a server."""
+"""Longest silence of a server, and the longest that its answer may take to begin."""
+PACE_SECONDS = 60.0
+"""Over how long its pace is measured."""
+QUIET_SECONDS = 5.0
+"""What takes longer is shown."""
 BLOCK_BYTES = 1 << 16
 RANGE_BYTES = 8 << 20
 """What fsspec is asked for at a time: no more is lost when a connection drops."""
@@ -89,14 +97,42 @@ def size_of(url: str) -> int:
     return _retry(url, partial(_size, url))
 
 
-def transfer(url: str, num_bytes: int, out: BinaryIO) -> None:
+def transfer(url: str, num_bytes: int, out: BinaryIO, min_bytes_per_second: float = 0.0) -> None:
     """Append what `out` does not have yet of the first `num_bytes` of a file, with as many requests as it takes.
 
     Raises:
-        UserError: The file is not there or shorter, or the server gives nothing more for a while.
+        UserError: The file is not there or shorter, or the server gives nothing more for a while, or too little.
     """
-    while out.seek(0, os.SEEK_END) < num_bytes:
-        _retry(url, partial(_receive, url, num_bytes, out))
+    start = out.seek(0, os.SEEK_END)
+    pace = _Pace(url, min_bytes_per_second)
+    name = urlsplit(url).path.rpartition("/")[2]
+    # A process that reads data would draw into the bar of the main one.
+    quiet = multiprocessing.parent_process() is not None
+    with tqdm(
+        total=num_bytes, initial=start, desc=name, unit="B", unit_scale=True, delay=QUIET_SECONDS, disable=quiet
+    ) as bar:
+        while out.seek(0, os.SEEK_END) < num_bytes:
+            _retry(url, partial(_receive, url, num_bytes, out, pace, bar))
+
+
+class _Pace:
+    """Ends a download that would take for ever: a server that sends a byte a second is never silent."""
+
+    def __init__(self, url: str, min_bytes_per_second: float) -> None:
+        self._url, self._least = url, min_bytes_per_second
+        self._begun, self._num_bytes = time.monotonic(), 0
+
+    def add(self, num_bytes: int) -> None:
+        self._num_bytes += num_bytes
+        seconds = time.monotonic() - self._begun
+        if seconds < PACE_SECONDS:
+            return
+        if self._num_bytes < self._least * seconds:
+            raise UserError(
+                f"{self._url}: {self._num_bytes / seconds:.3g} bytes a second come from there; use another server, or "
+                f"lower data.min_kib_per_second (now {self._least / 1024:g}). What has arrived is kept"
+            )
+        self._begun, self._num_bytes = time.monotonic(), 0
 
 
 class _DroppedError(Exception):
@@ -118,12 +154,14 @@ def _retry(url: str, attempt: Callable[[], T]) -> T:
     )
 
 
-def _receive(url: str, num_bytes: int, out: BinaryIO) -> None:
+def _receive(url: str, num_bytes: int, out: BinaryIO, pace: _Pace, bar: tqdm[None]) -> None:
     """Make one request and append what it brings, which must be something."""
     start, reason = out.tell(), "the server ends the connection too early"
     try:
         for block in _blocks(url, start, num_bytes):
             out.write(block)
+            bar.update(len(block))
+            pace.add(len(block))
     except _DroppedError as error:
         reason = str(error)
     if out.tell() == start:
@@ -192,13 +230,41 @@ def _is_http(url: str) -> bool:
     return url.lower().startswith("http")
 
 
+class _InTime(http.client.HTTPConnection):
+    """A connection whose answer begins in time: the timeout of a socket begins anew with each byte."""
+
+    def getresponse(self) -> http.client.HTTPResponse:
+        """Wait for the answer's head, and no longer than a silent server is waited for."""
+        assert self.sock is not None
+        timer = threading.Timer(TIMEOUT_SECONDS, self.sock.shutdown, [socket.SHUT_RDWR])
+        timer.start()
+        try:
+            return super().getresponse()
+        finally:
+            timer.cancel()
+
+
+class _InTimeSecurely(_InTime, http.client.HTTPSConnection):
+    """The same for https."""
+
+
+class _HTTPHandler(request.HTTPHandler):
+    def http_open(self, req: request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_InTime, req)
+
+
+class _HTTPSHandler(request.HTTPSHandler):
+    def https_open(self, req: request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_InTimeSecurely, req)
+
+
 def _get(url: str, byte_range: str) -> http.client.HTTPResponse:
     """Open a URL of http or https, redirected to such only: `urlopen` would follow to ftp: too."""
     opener = request.OpenerDirector()
     for handler in (
         request.ProxyHandler,
-        request.HTTPHandler,
-        request.HTTPSHandler,
+        _HTTPHandler,
+        _HTTPSHandler,
         request.HTTPDefaultErrorHandler,
         request.HTTPRedirectHandler,
         request.HTTPErrorProcessor,
