@@ -2,12 +2,14 @@
 
 import csv
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import quick_arguments
 from whisper_lightning.loggers import MetricsCSV
 
 
@@ -61,13 +63,37 @@ LOGINS: dict[str, tuple[str, dict[str, str]]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LOGINS)
 def test_whoever_is_logged_in_to_wandb_is_known(name: str, tmp_path: Path) -> None:
-    """In a process of its own: wandb keeps what it has found."""
+    """In a process of its own: wandb keeps what it has found. Nobody is asked: the server here never answers."""
     file, variables = LOGINS[name]
-    if file:
-        (tmp_path / file).write_text(f"machine api.wandb.ai\n  login user\n  password {KEY}\n", encoding="utf-8")
-        (tmp_path / file).chmod(0o600)
     ours = {key: value for key, value in os.environ.items() if not key.startswith("WANDB") and key != "NETRC"}
     ours |= {"HOME": str(tmp_path)} | {key: value.format(home=tmp_path) for key, value in variables.items()}
     code = "from whisper_lightning.loggers import _logged_in; print('logged in:', _logged_in())"
-    done = subprocess.run([sys.executable, "-c", code], env=ours, capture_output=True, text=True, encoding="utf-8")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        host = f"127.0.0.1:{silent.getsockname()[1]}"
+        ours["WANDB_BASE_URL"] = f"http://{host}"
+        if file:
+            (tmp_path / file).write_text(f"machine {host}\n  login user\n  password {KEY}\n", encoding="utf-8")
+            (tmp_path / file).chmod(0o600)
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, env=ours, capture_output=True, text=True, encoding="utf-8", timeout=120)
     assert f"logged in: {name != 'nobody'}" in done.stdout, done.stderr
+
+
+@pytest.mark.slow
+def test_a_run_that_does_not_reach_wandb_is_logged_offline(corpus: Path, tmp_path: Path) -> None:
+    """As on the computers of a cluster, where the user's key is and the network is not."""
+    run = tmp_path / "run"
+    code = "import sys; from whisper_lightning import cli, loggers; loggers.CONNECT_SECONDS = 1; sys.exit(cli.main())"
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        ours = os.environ | {
+            "HOME": str(tmp_path),
+            "WANDB_API_KEY": KEY,
+            "WANDB_BASE_URL": address,
+            "WANDB_MODE": "online",
+        }
+        command = [sys.executable, "-c", code, *quick_arguments(corpus, run), "--wandb.enabled=true"]
+        done = subprocess.run(command, env=ours, capture_output=True, text=True, encoding="utf-8", timeout=300)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    assert "Weights & Biases: not reached" in done.stderr
+    assert list(run.glob("wandb/offline-run-*/*.wandb"))

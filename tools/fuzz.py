@@ -31,6 +31,7 @@ from whisper_lightning.data.manifest import read_manifest
 from whisper_lightning.data.shards import ShardIndex
 from whisper_lightning.errors import UserError
 from whisper_lightning.files import read_checkpoint, write_checkpoint
+from whisper_lightning.terminal import read_command_line
 
 CASES = 50
 """Cases of one process, so that a crash is near its start and memory that leaks is seen."""
@@ -213,7 +214,7 @@ def main() -> int:
     parser.add_argument("--kind", choices=KINDS, help="one of them alone")
     parser.add_argument("--seed", type=int, default=0, help="the first")
     parser.add_argument("--cases", type=int, help="so many in this process, instead of a time")
-    options = parser.parse_args()
+    options = read_command_line(parser)
     if options.cases is not None:
         with tempfile.TemporaryDirectory() as folder:
             for seed in range(options.seed, options.seed + options.cases):

@@ -22,6 +22,9 @@ from whisper_lightning.errors import UserError, without_keys
 
 logger = logging.getLogger(__name__)
 
+CONNECT_SECONDS = 30.0
+"""After which Weights & Biases is not waited for any longer."""
+
 
 @dataclass
 class WandbOptions:
@@ -147,7 +150,16 @@ class RunOnWandb(WandbLogger):
         if self._experiment is not None:
             return self._experiment
         with _command_line_without_keys():
-            run = super().experiment
+            try:
+                run = super().experiment
+            except wandb.errors.AuthenticationError as error:
+                raise _refused(error) from None
+            except wandb.errors.CommError as error:  # a computer of a cluster often reaches nobody
+                reason = str(error).splitlines()[0]
+                logger.warning("Weights & Biases: not reached (%s); the run is logged offline", reason)
+                wandb.teardown()  # its service holds the run that did not begin
+                self._offline, self._wandb_init["mode"] = True, "offline"
+                run = super().experiment
         run.define_metric("val/wer", step_metric="trainer/global_step", summary="min")
         return run
 
@@ -190,16 +202,27 @@ def _wandb(folder: Path, options: WandbOptions) -> WandbLogger:
         id=path.read_text(encoding="utf-8").strip(),
         resume="allow",
         offline=offline,
+        settings=_settings(),
         mode="offline" if offline else None,  # wandb has read its environment by now, where Lightning would say it
     )
+
+
+def _settings() -> wandb.Settings:
+    """Without the viewer wandb asks no server who is logged in, only to greet, and waits for no answer."""
+    return wandb.Settings(x_disable_viewer=True, init_timeout=CONNECT_SECONDS)
 
 
 def _logged_in() -> bool:
     """Ask wandb, which knows all the places where a key may be; it asks nobody for one."""
     try:
+        wandb.setup(_settings())
         if "prompt" in signature(wandb.login).parameters:
             return bool(wandb.login(prompt=False, verify=False))
         return bool(wandb.api.api_key)  # wandb before 0.31
-    except wandb.Error as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"wandb.enabled: {reason}; or turn it off: --wandb.enabled false") from None
+    except (wandb.Error, ValueError) as error:  # WANDB_MODE=offlien
+        raise _refused(error) from None
+
+
+def _refused(error: Exception) -> UserError:
+    reason = " ".join(str(error).split())
+    return UserError(f"wandb.enabled: {reason}; or turn it off: --wandb.enabled false")
