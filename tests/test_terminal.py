@@ -25,6 +25,7 @@ def run_in_cp1252(command: list[str]) -> str:
     return done.stdout.decode("cp1252")
 
 
+@pytest.mark.slow
 def test_fit_survives_a_windows_code_page(corpus: Path, tmp_path: Path) -> None:
     table = corpus / "test.csv"
     table.write_text(table.read_text(encoding="utf-8").replace("luz", "luz → 日本 ł"), encoding="utf-8")
@@ -34,10 +35,8 @@ def test_fit_survives_a_windows_code_page(corpus: Path, tmp_path: Path) -> None:
     assert "\\u2501" not in log, "but the table's lines are drawn with what the page has"
 
 
-SLOW = [pytest.param(tool, marks=pytest.mark.slow) for tool in ("make_shards.py", "evaluate.py", "export.py")]
-
-
-@pytest.mark.parametrize("tool", ["transcribe.py", *SLOW])
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", ["transcribe.py", "make_shards.py", "evaluate.py", "export.py"])
 def test_tools_survive_a_windows_code_page(tool: str, corpus: Path, tmp_path: Path, quickstart_run: Path) -> None:
     model, out = str(quickstart_run / "runs" / "quickstart"), str(tmp_path / "salida → ł")
     arguments = {

@@ -103,9 +103,8 @@ BUILDS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name == "SIGKILL" else pytest.mark.slow) for name in BUILDS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BUILDS)
 def test_a_build_that_is_stopped_leaves_no_process_and_no_folder(name: str, tmp_path: Path) -> None:
     """The exit code tells a cluster to run it again; finished shards are kept."""
     number, group, expected = BUILDS[name]
@@ -160,7 +159,8 @@ def test_a_reader_that_is_killed_is_one_line_and_the_run_goes_on(corpus: Path, t
     assert process.returncode == 0, error
 
 
-@pytest.mark.parametrize("how", ["checked", pytest.param("unchecked", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["checked", "unchecked"])
 def test_too_little_shared_memory_is_one_line(how: str, corpus: Path, tmp_path: Path) -> None:
     """Before any worker starts; and where the room is gone later, instead of waiting for a batch that never comes."""
     mine = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=500k tmpfs /dev/shm && exec "$@"', "sh"]

@@ -9,7 +9,11 @@ FULL_DISK = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 FULL_DISK_WORDS = ("no space left", "file too large", "disk quota", *(f"os error {number}" for number in FULL_DISK))
 
 
-ADDRESS = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<place>[^\s?#'\"]*)(?:[?#][^\s'\"]*)?", re.IGNORECASE)
+ADDRESS = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<place>[^\s?#'\"]*)(?:[?#][^\s'\"]*[^\s'\",;:.)])?", re.IGNORECASE
+)
+QUERY = re.compile(r"[?#][^\s'\"]*=[^\s'\"]*")
+"""Also behind a blank, which an address should not have and may."""
 CONTAINERS = ("az", "abfs", "abfss")
 """Here the name of a container stands where others have a user's."""
 
@@ -28,7 +32,7 @@ def without_keys(text: str) -> str:
         has_user = "@" in place.split("/")[0] or ":" in user.split("/")[0]
         return f"{scheme}://{rest if has_user and not container else place}"
 
-    return ADDRESS.sub(place, text)
+    return QUERY.sub("", ADDRESS.sub(place, text)) if "://" in text else text
 
 
 class UserError(ValueError):

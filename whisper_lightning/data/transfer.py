@@ -239,9 +239,16 @@ class _InTime(http.client.HTTPConnection):
         timer = threading.Timer(TIMEOUT_SECONDS, self.sock.shutdown, [socket.SHUT_RDWR])
         timer.start()
         try:
-            return super().getresponse()
+            response = super().getresponse()
+        except Exception:
+            if timer.is_alive():
+                raise
         finally:
+            in_time = timer.is_alive()
             timer.cancel()
+        if not in_time:
+            raise TimeoutError("timed out before an answer had begun")
+        return response
 
 
 class _InTimeSecurely(_InTime, http.client.HTTPSConnection):
