@@ -186,6 +186,7 @@ def test_share_of_the_training_utterances_as_validation(corpus: Path, tmp_path: 
     assert len(pd.read_csv(run / "transcripts" / "step-000002.csv")) == 6
 
 
+@pytest.mark.slow
 def test_wandb_goes_offline_without_a_login(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("NETRC", raising=False)

@@ -39,9 +39,10 @@ def modified_ns(path: Path) -> int:
         return 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not OTHER.is_dir(), reason="there is no second file system")
 @pytest.mark.parametrize("place", ["TMPDIR on another file system", "checkpoints on another file system"])
-@pytest.mark.parametrize("cuts", [1, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cuts", [20])
 def test_a_kill_leaves_a_whole_checkpoint(place: str, cuts: int, tmp_path: Path) -> None:
     """Kills until so many fell into a save, which depends on how busy the machine is."""
     other = OTHER / f"whisper-lightning-test-{os.getpid()}"

@@ -114,6 +114,23 @@ def test_a_mended_file_costs_one_shard(tmp_path: Path) -> None:
     assert sorted(same) == ["000000.tar", "000002.tar", "000003.tar"]
 
 
+def test_audio_that_was_replaced_is_noticed_and_costs_one_shard(tmp_path: Path) -> None:
+    """A clip recorded anew under the same name. One that is gone is not missed."""
+    source = make_corpus(tmp_path / "data")
+    first = open_corpus(source)
+    (source.parent / "señal 2.wav").unlink()
+    (source.parent / "señal 8.wav").rename(tmp_path / "elsewhere.wav")
+    assert open_corpus(source).folder == first.folder
+    soundfile.write(source.parent / "señal 8.wav", 0.1 * np.sin(np.arange(9000)), 16_000)
+    second = open_corpus(source)
+    different = [
+        i for i, (old, new) in enumerate(zip(everything(first), everything(second), strict=True)) if old != new
+    ]
+    assert [second.read(i).audio for i in different] == ["señal 8.wav"]
+    same = [path.name for path in first.folder.glob("*.tar") if path.samefile(second.folder / path.name)]
+    assert sorted(same) == ["000000.tar", "000002.tar", "000003.tar"]
+
+
 def test_a_cut_shard_is_built_again_where_its_csv_is(tmp_path: Path) -> None:
     source = make_corpus(tmp_path / "data")
     first = open_corpus(source)

@@ -17,7 +17,8 @@ from tests.test_resume import arguments, differences, interrupt, material, recor
 __all__ = ["material"]  # the fixture
 
 pytestmark = pytest.mark.slow
-KILLS = 3
+KILLS = 8
+"""In each test."""
 MARK = "WHISPER_LIGHTNING_TEST"
 
 

@@ -134,6 +134,7 @@ def interrupt(material: Path, folder: Path, options: list[str], kills: list[tupl
         assert code in ((-9, 0) if at else (0,)), code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHORT)
 def test_killed_and_continued_is_the_same_run(name: str, material: Path, tmp_path: Path) -> None:
     """On the batch that ends an epoch with a checkpoint, in a validation, and in the one after the last step."""

@@ -29,7 +29,15 @@ from tqdm import tqdm
 
 from whisper_lightning.audio import SAMPLE_RATE_HZ
 from whisper_lightning.data.manifest import READING, Row, read_manifest
-from whisper_lightning.data.pack import Task, build_shard, fresh_name, load_record, start_worker, write_json
+from whisper_lightning.data.pack import (
+    Task,
+    build_shard,
+    fresh_name,
+    has_other_audio,
+    load_record,
+    start_worker,
+    write_json,
+)
 from whisper_lightning.data.remote import FileInfo
 from whisper_lightning.data.shards import FORMAT_VERSION, RECORD, ShardIndex
 from whisper_lightning.data.workers import starting_workers
@@ -128,7 +136,7 @@ def _open_finished(folder: Path, recipe: Recipe) -> ShardIndex | None:
     index = open_current(folder, recipe.fingerprint)
     if index is None and (folder / "index.json").exists():
         raise UserError(
-            f"{folder}: holds other shards: of another CSV, of other options, or a shard or a rejected file has "
+            f"{folder}: holds other shards: of another CSV, of other options, or a shard or an audio file has "
             "changed; choose another folder, or delete its index.json to have it built anew there"
         )
     return index
@@ -162,12 +170,14 @@ def fill(folder: Path, recipe: Recipe, num_workers: int | None = None, earlier: 
 
 
 def open_current(folder: Path, fingerprint: str) -> ShardIndex | None:
-    """Open a folder that was built from the same CSV, is whole, and whose rejected files have not changed."""
+    """Open a folder that was built from the same CSV, is whole, and whose audio has not changed."""
     try:
         info = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         if info["fingerprint"] != fingerprint or "files" not in info:  # without the sums, which remote reading needs
             return None
         if any(load_record(folder, number, fingerprint) is None for number in info["shards_with_rejected"]):
+            return None
+        if any(has_other_audio(folder, number) for number in range(len(info["shards"]))):
             return None
         return ShardIndex.open(folder)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):  # UserError too: a shard is cut or gone

@@ -40,7 +40,7 @@ def open_csv(
 ) -> ShardIndex:
     """Open the shards of a CSV in the folder beside it (`train.csv` in `train.shards`), building them if need be.
 
-    They are built again when CSV or options have changed, a rejected file has, or a shard is cut or gone; a shard that
+    They are built again when CSV or options have changed, an audio file has, or a shard is cut or gone; a shard that
     is still good is taken over.
 
     Args:

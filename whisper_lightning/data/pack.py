@@ -42,6 +42,9 @@ class Task(NamedTuple):
     earlier: Path | None = None
 
 
+_States = list[tuple[str, list[int] | None]]
+"""Paths, each with size and time of change."""
+
 _stop: Event | None = None
 _places: SynchronizedArray[int] | None = None
 _place = 0
@@ -71,7 +74,7 @@ def build_shard(task: Task) -> int:
     path = folder / f"{number:06d}.tar"
     fresh = fresh_name(path)
     try:
-        table, rejected, files = _write_tar(fresh, task)
+        table, rejected, files, rejected_files = _write_tar(fresh, task)
         with fresh.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         num_bytes = fresh.stat().st_size
@@ -88,7 +91,8 @@ def build_shard(task: Task) -> int:
         "sha256": sha256,
         "table": table,
         "rejected": [asdict(row) for row in rejected],
-        "rejected_files": files,
+        "files": files,
+        "rejected_files": rejected_files,
     }
     write_json(folder / f"{number:06d}.json", record)
     return number
@@ -104,7 +108,19 @@ def load_record(folder: Path, number: int, fingerprint: str) -> dict[str, Any] |
         mended = any(_state(path) != state for path, state in record["rejected_files"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return None if mended else record
+    return None if mended or has_other_audio(folder, number) else record
+
+
+def has_other_audio(folder: Path, number: int) -> bool:
+    """Say whether an audio file that a shard holds has been replaced since, by size and time of change.
+
+    One that is not there any more is no reason to build: whoever has the shards may have deleted or moved the audio.
+    """
+    try:
+        files = json.loads((folder / f"{number:06d}.json").read_text(encoding="utf-8"))["files"]
+        return any(_state(path) not in (None, state) for path, state in files)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # of an earlier version, or uploaded without
+        return False
 
 
 def fresh_name(path: Path) -> Path:
@@ -149,11 +165,12 @@ def _state(path: str) -> list[int] | None:
     return [stat.st_size, stat.st_mtime_ns]
 
 
-def _write_tar(path: Path, task: Task) -> tuple[list[tuple[int, ...]], list[Rejected], list[tuple[str, Any]]]:
-    """Give the table of the utterances written, the rows left out, and the state of the files left out."""
+def _write_tar(path: Path, task: Task) -> tuple[list[tuple[int, ...]], list[Rejected], _States, _States]:
+    """Give the table of the utterances written, the rows left out, and the states of both's files."""
     table: list[tuple[int, ...]] = []
     rejected: list[Rejected] = []
-    files = []
+    files: _States = []
+    rejected_files: _States = []
     with path.open("wb") as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for row in task.rows:
@@ -164,14 +181,15 @@ def _write_tar(path: Path, task: Task) -> tuple[list[tuple[int, ...]], list[Reje
                 before = _state(row.path)
                 try:
                     table.append(_add(tar, task.number, row))
+                    files.append((row.path, before))
                 except AudioError as error:
                     rejected.append(Rejected(row.row, row.audio, error.reason, str(error)))
-                    files.append((row.path, before))
+                    rejected_files.append((row.path, before))
                 except _RowError as error:
                     rejected.append(Rejected(row.row, row.audio, *error.args))
         file.flush()
         os.fsync(file.fileno())
-    return table, rejected, files
+    return table, rejected, files, rejected_files
 
 
 class _RowError(ValueError):
