@@ -1,6 +1,7 @@
 """Every entry point prints on any console, and takes `~` for the home folder."""
 
 import ast
+import importlib
 import os
 import shutil
 import subprocess
@@ -98,4 +99,6 @@ def test_what_would_steer_a_terminal_is_shown(corpus: Path, tmp_path: Path, caps
     error = capsys.readouterr().err
     assert "\x1b[2J" not in error
     assert "\\x1b[2Jno.csv" in error
+    assert importlib.import_module("tools.make_shards").main(["\x1b[2Jno.csv", "out"]) == 2
+    assert capsys.readouterr().err == "error: \\x1b[2Jno.csv: no such file\n"
     assert show("hola\x07\n\u202e ñ") == "hola\\x07\n\\u202e ñ"

@@ -25,7 +25,7 @@ from whisper_lightning.report.tables import make_tables, to_latex, to_markdown, 
 from whisper_lightning.report.transcripts import DataOptions, transcribe_test_set
 from whisper_lightning.scoring import numbers_as_words
 from whisper_lightning.statistics import Difference
-from whisper_lightning.terminal import read_command_line
+from whisper_lightning.terminal import read_command_line, say
 
 
 def name_models(sources: Sequence[str]) -> list[str]:
@@ -95,18 +95,18 @@ def main(args: list[str] | None = None) -> int:
     try:
         results = run(options)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         return 2
     for model in results["models"]:
         wers = (f"{name} {scores['wer'].write()}" for name, scores in model["scores"].items())
-        print(f"{model['name']}: WER {', '.join(wers)}")
+        say(f"{model['name']}: WER {', '.join(wers)}")
     for each in results["differences"]:
         if each["rate"] == "wer" and each["scoring"] == "normalized":
             figures = Difference(each["value"], each["low"], each["high"], each["p_value"]).write()
-            print(f"{each['first']} minus {each['second']}: {figures} points, p {write_p_value(each['p_value'])}")
+            say(f"{each['first']} minus {each['second']}: {figures} points, p {write_p_value(each['p_value'])}")
     data = results["data"]
-    print(f"{data['num_utterances']} utterances of {data['source']}, {len(data['rejected'])} rows left out")
-    print(f"report: {options.report / 'index.html'}")
+    say(f"{data['num_utterances']} utterances of {data['source']}, {len(data['rejected'])} rows left out")
+    say(f"report: {options.report / 'index.html'}")
     return 0
 
 

@@ -19,7 +19,7 @@ from whisper_lightning.errors import UserError, is_full_disk
 from whisper_lightning.export.card import Run, model_card, read_run
 from whisper_lightning.export.check import FORMATS, Check, Clip, check_request, export
 from whisper_lightning.model.trained import open_model
-from whisper_lightning.terminal import read_command_line
+from whisper_lightning.terminal import read_command_line, say
 
 NUM_SHOWN = 10
 """Differing clips that are shown of each format."""
@@ -52,12 +52,12 @@ def main(args: list[str] | None = None) -> int:
             card = model_card(name, module, options.model, run, *_training_data(run))
             (options.out / FORMATS["hf"] / "README.md").write_text(card, encoding="utf-8", newline="\n")
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         return 2
     except Exception as error:
         if not isinstance(error, OSError) and not is_full_disk(error):
             raise
-        print(f"error: {options.out}: the export cannot be written ({error}); choose another folder", file=sys.stderr)
+        say(f"error: {options.out}: the export cannot be written ({error}); choose another folder", error=True)
         return 2
     return report(checks)
 
@@ -87,7 +87,7 @@ def read_clips(csv: Path, num_clips: int, max_seconds: float) -> list[Clip]:
                 raise AudioError("unreadable", row.problem)
             clips.append(Clip(row.audio, load_audio(Path(row.path), max_seconds)))
         except AudioError as error:
-            print(f"{csv} row {row.row}: {row.audio}: {error.reason} ({error})", file=sys.stderr)
+            say(f"{csv} row {row.row}: {row.audio}: {error.reason} ({error})", error=True)
     if not clips:
         raise UserError(f"--data: no clip of {csv} can be read; give another CSV")
     return clips
@@ -125,7 +125,7 @@ def report(checks: list[Check]) -> int:
     Console(width=max(100, console.width)).print(table, markup=False)
     bad = [check.format for check in checks if not check.agrees]
     if bad:
-        print(f"error: {', '.join(bad)}: the client's text is not ours, beyond what rounding explains", file=sys.stderr)
+        say(f"error: {', '.join(bad)}: the client's text is not ours, beyond what rounding explains", error=True)
     return 1 if bad else 0
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from whisper_lightning.data.build import build_shards
 from whisper_lightning.data.transfer import local_path
 from whisper_lightning.errors import Interrupted, UserError
-from whisper_lightning.terminal import read_command_line
+from whisper_lightning.terminal import read_command_line, say
 
 
 def main(args: list[str] | None = None) -> int:
@@ -37,18 +37,18 @@ def main(args: list[str] | None = None) -> int:
             num_workers=options.num_workers,
         )
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         return 2
     except Interrupted as stop:
-        print(stop, file=sys.stderr)
+        say(stop, error=True)
         return stop.exit_code
     except KeyboardInterrupt:
         return 130
     num_bytes = sum(shard["bytes"] for shard in index.info["shards"])
-    print(f"{len(index)} utterances, {index.info['total_seconds'] / 3600:.2f} h, {num_bytes / 1e6:.1f} MB")
+    say(f"{len(index)} utterances, {index.info['total_seconds'] / 3600:.2f} h, {num_bytes / 1e6:.1f} MB")
     rejected = index.info["rejected"]
-    print(f"{sum(rejected.values())} of {index.info['num_rows']} rows rejected {rejected or ''}")
-    print(f"reasons: {options.folder / 'rejected.csv'}")
+    say(f"{sum(rejected.values())} of {index.info['num_rows']} rows rejected {rejected or ''}")
+    say(f"reasons: {options.folder / 'rejected.csv'}")
     return 0
 
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from whisper_lightning.errors import UserError
 from whisper_lightning.model.trained import open_model
-from whisper_lightning.terminal import read_command_line
+from whisper_lightning.terminal import read_command_line, say, show
 from whisper_lightning.transcribe import (
     FORMATS,
     Skipped,
@@ -39,7 +39,7 @@ def main(args: list[str] | None = None) -> int:
     try:
         return _transcribe(options)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         return 2
 
 
@@ -59,21 +59,21 @@ def _transcribe(options: argparse.Namespace) -> int:
     for result in transcribe(module, paths, options.batch_size):
         if isinstance(result, Skipped):
             skipped.append(result)
-            tqdm.write(f"skipped: {result.path}: {result.error.reason} ({result.error})", file=sys.stderr)
+            tqdm.write(show(f"skipped: {result.path}: {result.error.reason} ({result.error})"), file=sys.stderr)
         else:
             done.append(result)
             write_transcript(result, options.out / stems[result.path], formats)
     segments = [segment for transcript in done for segment in transcript.segments]
     minutes = sum(transcript.seconds for transcript in done) / 60
-    print(f"{len(done)} recordings, {minutes:.1f} min, {len(segments)} segments: {options.out}")
+    say(f"{len(done)} recordings, {minutes:.1f} min, {len(segments)} segments: {options.out}")
     wordless = sum(not transcript.segments for transcript in done)
     if wordless:
-        print(f"{wordless} of them without a word")
+        say(f"{wordless} of them without a word")
     at_limit = sum(segment.at_limit for segment in segments)
     if at_limit:
-        print(f"{at_limit} segments are as long as the decoder may write: ends may be missing")
+        say(f"{at_limit} segments are as long as the decoder may write: ends may be missing")
     if skipped:
-        print(f"{len(skipped)} skipped", file=sys.stderr)
+        say(f"{len(skipped)} skipped", error=True)
     return 1 if skipped else 0
 
 

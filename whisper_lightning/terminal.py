@@ -43,6 +43,11 @@ def show(text: str) -> str:
     )
 
 
+def say(text: object, *, error: bool = False) -> None:
+    """Print what may hold a stranger's text, such as a file's name."""
+    print(show(str(text)), file=sys.stderr if error else sys.stdout)
+
+
 class ShownFormatter(logging.Formatter):
     """Writes log lines as `show` makes them, and addresses without keys."""
 
