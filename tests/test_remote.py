@@ -517,7 +517,7 @@ def test_the_key_of_an_address_is_written_down_nowhere(tmp_path: Path) -> None:
         assert list(run.glob("wandb/*/run-*.wandb"))
         assert {".wandb", ".log"} <= {Path(name).suffix for name in holds(run, b"shards/test, decoded")}
         assert holds(run, b"secreto") == holds(tmp_path / "cache", b"secreto") == []
-        assert {"config.yaml", "wandb-metadata.json"} <= {*holds(run, f"{address}/shards/train".encode())}
+        assert "config.yaml" in holds(run, f"{address}/shards/train".encode())
         assert main([*command[3:], "--trainer.max_steps=3", "--ckpt_path=last"]) == 0
 
 

@@ -129,7 +129,8 @@ class WhisperCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Give the trainer its loggers. From here on the configuration is written down: without keys of addresses."""
-        forget_keys(self.config)
+        self._dump_config()
+        forget_keys([self.config, self.config_dump])
         config = self.config_init[self.subcommand]
         if config.trainer.logger in (None, True):
             enabled = config.wandb.enabled and self.subcommand == "fit"
@@ -156,7 +157,6 @@ class WhisperCLI(LightningCLI):
             )
         for each in trainer.loggers:
             if trainer.is_global_zero and self.subcommand == "fit":
-                self._dump_config()
                 each.log_hyperparams(self.config_dump)
         return trainer
 
