@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import secrets
 import shutil
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import process, resource_tracker, util
+from pathlib import Path
 
 from whisper_lightning.errors import Interrupted, UserError
 
@@ -20,7 +23,7 @@ STOPPING = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") i
 @contextmanager
 def starting_workers() -> Iterator[None]:
     """Block what stops a run, for processes started meanwhile; what arrives here is delivered afterwards."""
-    _make_temporary_folder()
+    _name_temporary_folder()
     if not hasattr(signal, "sigwaitinfo"):
         yield
         return
@@ -37,19 +40,26 @@ def starting_workers() -> Iterator[None]:
 _temporary_folder_of = 0
 
 
-def _make_temporary_folder() -> None:
-    """Make the folder for multiprocessing's sockets; one that a worker made would stay when the worker is killed."""
+def _name_temporary_folder() -> None:
+    """Name one folder for the sockets of all workers; one that each made for itself would stay when it is killed.
+
+    Workers make it, as soon as they watch this process: nobody would remove it if this one were killed before.
+    """
     global _temporary_folder_of
     if _temporary_folder_of != os.getpid():
         _temporary_folder_of = os.getpid()
+        folder = str(Path(tempfile.gettempdir()) / f"pymp-{secrets.token_hex(4)}")
         # If another process has started this one, it is theirs so far, and not to be removed with this process.
-        process.current_process()._config["tempdir"] = None  # type: ignore[attr-defined]
-        util.get_temp_dir()
+        process.current_process()._config["tempdir"] = folder  # type: ignore[attr-defined]
+        util.Finalize(None, shutil.rmtree, args=(folder, True), exitpriority=-100)
 
 
 def obey_the_main_process() -> None:
     """Let nobody but the main process end this worker: a cluster signals every process of a job, workers included."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    folder = process.current_process()._config.get("tempdir")  # type: ignore[attr-defined]
+    if folder is not None:
+        Path(folder).mkdir(mode=0o700, exist_ok=True)
     threading.Thread(target=_end_with_the_main_process, daemon=True).start()
     if hasattr(signal, "sigwaitinfo"):  # Linux
         threading.Thread(target=_wait_for_its_signal, daemon=True).start()
