@@ -26,7 +26,7 @@ from whisper_lightning.callbacks.wer import EvaluateWER
 from whisper_lightning.checks import check_fit, find_cuda, warn_of_cpu
 from whisper_lightning.data.datamodule import SpeechDataModule
 from whisper_lightning.data.sources import check_sources, name_sources
-from whisper_lightning.data.workers import death_of_a_worker
+from whisper_lightning.data.workers import death_of_a_worker, end_workers
 from whisper_lightning.errors import Interrupted, UserError, is_full_disk
 from whisper_lightning.files import find_whole, previous_checkpoint, read_checkpoint
 from whisper_lightning.loggers import WandbOptions, make_loggers
@@ -272,6 +272,7 @@ def main(args: list[str] | None = None) -> int:
             parser_kwargs={name: {"default_config_files": base} for name in WhisperCLI.subcommands()},
         )
     except Interrupted as stop:
+        end_workers()
         logger.info("%s", stop)
         return stop.exit_code
     except KeyboardInterrupt:

@@ -65,6 +65,14 @@ def obey_the_main_process() -> None:
         threading.Thread(target=_wait_for_its_signal, daemon=True).start()
 
 
+def end_workers() -> None:
+    """End processes that read data, also such as are just starting: they would complain that this one has gone."""
+    for worker in multiprocessing.active_children():
+        if worker.daemon:
+            worker.kill()
+            worker.join()
+
+
 def no_shared_memory(what: str) -> UserError:
     """Say that workers cannot hand over their batches, and what helps."""
     return UserError(
