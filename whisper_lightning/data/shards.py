@@ -257,11 +257,18 @@ class ShardIndex:
             UserError: rejected.csv cannot be read.
         """
         path = self.folder / "rejected.csv"
+        listed = index_files(self.info)
         try:
-            table = pd.read_csv(path, dtype={"value": str, "detail": str}, keep_default_na=False, encoding="utf-8")
+            content = path.read_bytes()
+            if listed and hashlib.sha256(content).hexdigest() != listed[1]["sha256"]:
+                raise ValueError("it is damaged, or belongs to another index.json")
+            table = pd.read_csv(
+                io.BytesIO(content), dtype={"value": str, "detail": str}, keep_default_na=False, encoding="utf-8"
+            )
             return [Rejected(int(row), str(v), str(why), str(d)) for row, v, why, d in table.itertuples(index=False)]
         except (OSError, ValueError) as error:
-            raise UserError(f"{path}: cannot be read ({error}); build the shards again") from None
+            problem = " ".join(str(error).split())
+            raise UserError(f"{path}: cannot be read ({problem}); build the shards again") from None
 
     def read(self, i: int) -> Utterance:
         """Read utterance `i`: one contiguous read of its two members.
