@@ -86,6 +86,7 @@ READ = (
 )
 
 
+@pytest.mark.slow
 def test_the_build_of_another_process_stays_until_that_dies(tmp_path: Path) -> None:
     source = make_corpus(tmp_path / "data")
     command = [sys.executable, "-c", READ, str(source)]

@@ -360,6 +360,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_a_killed_download_goes_on_where_it_was(large: Path, tmp_path: Path) -> None:
     faults = Faults(block_seconds=0.05)
     with serve(large, faults) as address:
@@ -383,6 +384,7 @@ def test_a_killed_download_goes_on_where_it_was(large: Path, tmp_path: Path) -> 
         assert kept >= 100_000
 
 
+@pytest.mark.slow
 def test_two_processes_download_each_shard_once(large: Path, tmp_path: Path) -> None:
     faults = Faults(block_seconds=0.02)
     with serve(large, faults) as address:

@@ -260,6 +260,7 @@ def test_starting_anew_from_the_weights_alone(material: Path, finished: Path, tm
     assert all(torch.allclose(saved[name], value, atol=1e-6) for name, value in checkpoint["state_dict"].items())
 
 
+@pytest.mark.slow
 def test_a_base_model_that_moved_with_its_run_is_the_same(
     material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

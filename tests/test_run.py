@@ -44,6 +44,7 @@ def test_a_run_whose_logger_writes_elsewhere_is_not_overwritten(
     assert (tmp_path / "run" / "config.yaml").is_file()
 
 
+@pytest.mark.slow
 def test_a_folder_in_which_a_run_is_live_is_refused_by_name(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,6 +94,7 @@ def test_a_lock_of_another_machine_is_explained(
     process.join()
 
 
+@pytest.mark.slow
 def test_the_processes_of_one_run_do_not_refuse_each_other(corpus: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = [*quick_arguments(corpus, run), "--data.batch_size=2", "--trainer.max_steps=2"]
