@@ -262,9 +262,7 @@ class ShardIndex:
             content = path.read_bytes()
             if listed and hashlib.sha256(content).hexdigest() != listed[1]["sha256"]:
                 raise ValueError("it is damaged, or belongs to another index.json")
-            table = pd.read_csv(
-                io.BytesIO(content), dtype={"value": str, "detail": str}, keep_default_na=False, encoding="utf-8"
-            )
+            table = pd.read_csv(io.BytesIO(content), dtype={"value": str, "detail": str}, keep_default_na=False)
             return [Rejected(int(row), str(v), str(why), str(d)) for row, v, why, d in table.itertuples(index=False)]
         except (OSError, ValueError) as error:
             problem = " ".join(str(error).split())
