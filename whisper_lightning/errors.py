@@ -24,7 +24,8 @@ def without_keys(text: str) -> str:
     Signed addresses have their key in the query (`?token=`, `X-Amz-Signature`), S3's may stand before the `@`.
     """
 
-    def place(match: re.Match[str]) -> str:
+    def without_user(match: re.Match[str]) -> str:
+        """Give scheme and place, without a name and password before them."""
         scheme, place = match["scheme"], match["place"]
         user, _, rest = place.rpartition("@")
         container = scheme.lower() in CONTAINERS and ":" not in user
@@ -32,7 +33,7 @@ def without_keys(text: str) -> str:
         has_user = "@" in place.split("/")[0] or ":" in user.split("/")[0]
         return f"{scheme}://{rest if has_user and not container else place}"
 
-    return QUERY.sub("", ADDRESS.sub(place, text)) if "://" in text else text
+    return QUERY.sub("", ADDRESS.sub(without_user, text)) if "://" in text else text
 
 
 class UserError(ValueError):

@@ -45,7 +45,7 @@ def show(text: str) -> str:
 
 def say(text: object, *, error: bool = False) -> None:
     """Print what may hold a stranger's text, such as a file's name."""
-    print(show(str(text)), file=sys.stderr if error else sys.stdout)
+    (sys.stderr if error else sys.stdout).write(f"{show(str(text))}\n")
 
 
 class ShownFormatter(logging.Formatter):

@@ -177,7 +177,8 @@ def open_current(folder: Path, fingerprint: str) -> ShardIndex | None:
             return None
         if any(load_record(folder, number, fingerprint) is None for number in info["shards_with_rejected"]):
             return None
-        if any(has_other_audio(folder, number) for number in range(len(info["shards"]))):
+        others = set(range(len(info["shards"]))).difference(info["shards_with_rejected"])
+        if any(has_other_audio(folder, number) for number in sorted(others)):
             return None
         return ShardIndex.open(folder)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):  # UserError too: a shard is cut or gone

@@ -123,6 +123,7 @@ class _Pace:
         self._begun, self._num_bytes = time.monotonic(), 0
 
     def add(self, num_bytes: int) -> None:
+        """Count bytes that have come; `UserError` where a minute brought too few."""
         self._num_bytes += num_bytes
         seconds = time.monotonic() - self._begun
         if seconds < PACE_SECONDS:
