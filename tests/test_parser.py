@@ -12,6 +12,8 @@ from whisper_lightning.cli import main
     ("arguments", "message"),
     [
         (["--model.lerning_rate=1"], "did you mean --model.learning_rate?"),
+        (["--model.learning_rat=1"], "did you mean --model.learning_rate?"),
+        (["--model.learning_rat", "1"], "did you mean --model.learning_rate?"),
         (["--learning_rate=1"], "did you mean --model.learning_rate?"),
         (
             ["--model.schedule=lineal"],

@@ -81,6 +81,23 @@ def test_the_first_worker_starts_with_signals_blocked() -> None:
     assert [name for name in names if not blocked >> (getattr(signal, name) - 1) & 1] == []
 
 
+OWN_FOLDER = """
+from multiprocessing.connection import Listener
+from whisper_lightning.data.workers import starting_workers
+with starting_workers():
+    pass
+with Listener(family="AF_UNIX") as own:
+    print(own.address)
+"""
+
+
+def test_the_main_process_keeps_its_own_folder_for_sockets() -> None:
+    """That of the workers is there only while they are, and others start processes here too."""
+    done = subprocess.run([sys.executable, "-c", OWN_FOLDER], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "pymp-" in done.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
 def test_a_signal_to_the_group_while_the_first_workers_start(name: str, corpus: Path, tmp_path: Path) -> None:

@@ -73,7 +73,10 @@ class NamedConfig(ActionConfigFile):
 
 
 class Parser(LightningArgumentParser):
-    """Raises a user's mistakes, so that `main` can show each as one line."""
+    """Raises a user's mistakes, so that `main` can show each as one line; takes no key that is cut off for another."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Raise `UserError` instead of printing the usage and exiting."""

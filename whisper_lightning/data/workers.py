@@ -23,35 +23,42 @@ STOPPING = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") i
 @contextmanager
 def starting_workers() -> Iterator[None]:
     """Block what stops a run, for processes started meanwhile; what arrives here is delivered afterwards."""
-    _name_temporary_folder()
-    if not hasattr(signal, "sigwaitinfo"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-    try:
-        # Python starts this process before the first worker, and unblocks two of these signals when it has.
-        resource_tracker.ensure_running()
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with _one_temporary_folder():
+        if not hasattr(signal, "sigwaitinfo"):
+            yield
+            return
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+        try:
+            # Python starts this process before the first worker, and unblocks two of these signals when it has.
+            resource_tracker.ensure_running()
+            signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-_temporary_folder_of = 0
+_temporary_folders: dict[int, str] = {}
+"""The folder for the workers' sockets, by the process that starts them: a forked one has its parent's as well."""
 
 
-def _name_temporary_folder() -> None:
-    """Name one folder for the sockets of all workers; one that each made for itself would stay when it is killed.
+@contextmanager
+def _one_temporary_folder() -> Iterator[None]:
+    """Give workers one folder for their sockets; one that each made for itself would stay when it is killed.
 
     Workers make it, as soon as they watch this process: nobody would remove it if this one were killed before.
+    This process goes on with its own.
     """
-    global _temporary_folder_of
-    if _temporary_folder_of != os.getpid():
-        _temporary_folder_of = os.getpid()
+    if os.getpid() not in _temporary_folders:
         folder = str(Path(tempfile.gettempdir()) / f"pymp-{secrets.token_hex(4)}")
-        # If another process has started this one, it is theirs so far, and not to be removed with this process.
-        process.current_process()._config["tempdir"] = folder  # type: ignore[attr-defined]
         util.Finalize(None, shutil.rmtree, args=(folder, True), exitpriority=-100)
+        _temporary_folders[os.getpid()] = folder
+    inherited = process.current_process()._config  # type: ignore[attr-defined]
+    mine = inherited.get("tempdir")
+    inherited["tempdir"] = _temporary_folders[os.getpid()]
+    try:
+        yield
+    finally:
+        inherited["tempdir"] = mine
 
 
 def obey_the_main_process() -> None:
