@@ -215,6 +215,7 @@ def test_wandb_goes_offline_without_a_login(corpus: Path, tmp_path: Path, monkey
     assert all(name.endswith(identifier) for name in names)
 
 
+@pytest.mark.slow
 def test_the_key_of_wandb_is_nowhere_in_the_run(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
