@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -237,17 +237,23 @@ class _InTime(http.client.HTTPConnection):
     def getresponse(self) -> http.client.HTTPResponse:
         """Wait for the answer's head, and no longer than a silent server is waited for."""
         assert self.sock is not None
-        timer = threading.Timer(TIMEOUT_SECONDS, self.sock.shutdown, [socket.SHUT_RDWR])
+        connection, late = self.sock, threading.Event()
+
+        def end() -> None:
+            late.set()
+            with suppress(OSError):  # the other side was faster
+                connection.shutdown(socket.SHUT_RDWR)
+
+        timer = threading.Timer(TIMEOUT_SECONDS, end)
         timer.start()
         try:
             response = super().getresponse()
         except Exception:
-            if timer.is_alive():
+            if not late.is_set():
                 raise
         finally:
-            in_time = timer.is_alive()
             timer.cancel()
-        if not in_time:
+        if late.is_set():
             raise TimeoutError("timed out before an answer had begun")
         return response
 
