@@ -98,6 +98,36 @@ def test_the_main_process_keeps_its_own_folder_for_sockets() -> None:
     assert "pymp-" in done.stdout
 
 
+ENDS_BY_ITSELF = """
+import multiprocessing, os, signal, time
+from whisper_lightning.data.workers import obey_the_main_process, starting_workers
+
+def work(main, ready):
+    obey_the_main_process()
+    ready.release()
+    while os.getppid() == main:
+        pass
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    ready = context.Semaphore(0)
+    with starting_workers():
+        context.Process(target=work, args=(os.getpid(), ready), daemon=True).start()
+    ready.acquire()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_worker_that_ends_by_itself_leaves_no_folder(tmp_path: Path) -> None:
+    """As torch's do when they look for the main process between two batches, and it was killed."""
+    (tmp_path / "ends.py").write_text(ENDS_BY_ITSELF, encoding="utf-8")
+    process = start([str(tmp_path / "ends.py")], tmp_path / "temporary")
+    workers = wait_for_children(process, 1)
+    assert process.wait(timeout=60) == -signal.SIGKILL
+    assert alive(workers) == []
+    assert list((tmp_path / "temporary").glob("pymp-*")) == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
 def test_a_signal_to_the_group_while_the_first_workers_start(name: str, corpus: Path, tmp_path: Path) -> None:

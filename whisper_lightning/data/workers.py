@@ -64,9 +64,10 @@ def _one_temporary_folder() -> Iterator[None]:
 def obey_the_main_process() -> None:
     """Let nobody but the main process end this worker: a cluster signals every process of a job, workers included."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    folder = process.current_process()._config.get("tempdir")  # type: ignore[attr-defined]
-    if folder is not None:
-        Path(folder).mkdir(mode=0o700, exist_ok=True)
+    folder = process.current_process()._config["tempdir"]  # type: ignore[attr-defined]
+    Path(folder).mkdir(mode=0o700, exist_ok=True)
+    # torch too ends a worker whose main process is gone, at times in the middle of what the first thread does then.
+    util.Finalize(None, _clear_up, exitpriority=-100)
     threading.Thread(target=_end_with_the_main_process, daemon=True).start()
     if hasattr(signal, "sigwaitinfo"):  # Linux
         threading.Thread(target=_wait_for_its_signal, daemon=True).start()
@@ -113,7 +114,13 @@ def _end_with_the_main_process() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
-    folder = process.current_process()._config.get("tempdir")  # type: ignore[attr-defined]
-    if folder is not None:
-        shutil.rmtree(folder, ignore_errors=True)
+    _clear_up()
     os._exit(1)
+
+
+def _clear_up() -> None:
+    """Remove the folder for sockets, if there is nobody else to do it."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    if not parent.is_alive():
+        shutil.rmtree(process.current_process()._config["tempdir"], ignore_errors=True)  # type: ignore[attr-defined]
