@@ -98,30 +98,38 @@ def test_the_main_process_keeps_its_own_folder_for_sockets() -> None:
     assert "pymp-" in done.stdout
 
 
-ENDS_BY_ITSELF = """
-import multiprocessing, os, signal, time
+WORKERS_END = """
+import multiprocessing, os, signal, sys, time
 from whisper_lightning.data.workers import obey_the_main_process, starting_workers
 
-def work(main, ready):
+def work(main, ready, kind):
     obey_the_main_process()
     ready.release()
-    while os.getppid() == main:
+    while kind == "after" and os.getppid() == main:
         pass
+    if kind == "sent away":
+        time.sleep(60)
 
 if __name__ == "__main__":
     context = multiprocessing.get_context("spawn")
     ready = context.Semaphore(0)
     with starting_workers():
-        context.Process(target=work, args=(os.getpid(), ready), daemon=True).start()
+        worker = context.Process(target=work, args=(os.getpid(), ready, sys.argv[1]), daemon=True)
+        worker.start()
     ready.acquire()
+    if sys.argv[1] == "sent away":
+        worker.terminate()
+    if sys.argv[1] != "after":
+        worker.join()
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_a_worker_that_ends_by_itself_leaves_no_folder(tmp_path: Path) -> None:
-    """As torch's do when they look for the main process between two batches, and it was killed."""
-    (tmp_path / "ends.py").write_text(ENDS_BY_ITSELF, encoding="utf-8")
-    process = start([str(tmp_path / "ends.py")], tmp_path / "temporary")
+@pytest.mark.parametrize("kind", ["before", "sent away", "after"])
+def test_workers_leave_no_folder_when_the_main_process_is_killed(kind: str, tmp_path: Path) -> None:
+    """Killed after they have ended, or before: torch's end by themselves then, between two batches."""
+    (tmp_path / "end.py").write_text(WORKERS_END, encoding="utf-8")
+    process = start([str(tmp_path / "end.py"), kind], tmp_path / "temporary")
     workers = wait_for_children(process, 1)
     assert process.wait(timeout=60) == -signal.SIGKILL
     assert alive(workers) == []

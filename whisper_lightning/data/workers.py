@@ -10,7 +10,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import process, resource_tracker, util
 from pathlib import Path
 
@@ -45,8 +45,8 @@ _temporary_folders: dict[int, str] = {}
 def _one_temporary_folder() -> Iterator[None]:
     """Give workers one folder for their sockets; one that each made for itself would stay when it is killed.
 
-    Workers make it, as soon as they watch this process: nobody would remove it if this one were killed before.
-    This process goes on with its own.
+    Workers make it, as soon as they watch this process, and the last one removes it: nobody else would if this one
+    were killed before or after. This process goes on with its own.
     """
     if os.getpid() not in _temporary_folders:
         folder = str(Path(tempfile.gettempdir()) / f"pymp-{secrets.token_hex(4)}")
@@ -64,8 +64,11 @@ def _one_temporary_folder() -> Iterator[None]:
 def obey_the_main_process() -> None:
     """Let nobody but the main process end this worker: a cluster signals every process of a job, workers included."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    folder = process.current_process()._config["tempdir"]  # type: ignore[attr-defined]
-    Path(folder).mkdir(mode=0o700, exist_ok=True)
+    folder = _folder_of_workers()
+    while not (mine := folder / str(os.getpid())).exists():  # the last worker before may just remove the folder
+        with suppress(FileNotFoundError):
+            folder.mkdir(mode=0o700, exist_ok=True)
+            mine.touch()
     # torch too ends a worker whose main process is gone, at times in the middle of what the first thread does then.
     util.Finalize(None, _clear_up, exitpriority=-100)
     threading.Thread(target=_end_with_the_main_process, daemon=True).start()
@@ -106,21 +109,32 @@ def death_of_a_worker(error: BaseException) -> BaseException | None:
 def _wait_for_its_signal() -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
+    _clear_up()
     os._exit(0)
 
 
 def _end_with_the_main_process() -> None:
     """End when the main process was killed, and clear up what it could not."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
+    _main_process().join()
     _clear_up()
     os._exit(1)
 
 
 def _clear_up() -> None:
-    """Remove the folder for sockets, if there is nobody else to do it."""
+    """Remove the folder for sockets if this is the last worker that is in it, or there is no main process to do it."""
+    folder = _folder_of_workers()
+    if not _main_process().is_alive():
+        shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):  # others are in it
+        (folder / str(os.getpid())).unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def _folder_of_workers() -> Path:
+    return Path(process.current_process()._config["tempdir"])  # type: ignore[attr-defined]
+
+
+def _main_process() -> process.BaseProcess:
     parent = multiprocessing.parent_process()
     assert parent is not None
-    if not parent.is_alive():
-        shutil.rmtree(process.current_process()._config["tempdir"], ignore_errors=True)  # type: ignore[attr-defined]
+    return parent
