@@ -158,6 +158,7 @@ class RunOnWandb(WandbLogger):
                 reason = str(error).splitlines()[0]
                 logger.warning("Weights & Biases: not reached (%s); the run is logged offline", reason)
                 wandb.teardown()  # its service holds the run that did not begin
+                os.environ.pop("WANDB_SERVICE", None)  # also one of another process, such as a sweep's agent
                 self._offline, self._wandb_init["mode"] = True, "offline"
                 run = super().experiment
         run.define_metric("val/wer", step_metric="trainer/global_step", summary="min")
