@@ -1,0 +1,198 @@
+"""The silence behind the speech, sampled: the model stays what it is, at a part of the cost."""
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+
+from tests.conftest import MODEL, read_rows
+from whisper_lightning.audio import HOP_LENGTH, SAMPLES_PER_POSITION, load_audio
+from whisper_lightning.features import log_mel
+from whisper_lightning.model.module import WhisperModule
+from whisper_lightning.model.tail import FLOOR, MARGIN, Encoded, Tail, encode, weighted_decoder_states
+
+bench_context = importlib.import_module("tools.bench_context").main
+POSITIONS = 200
+"""The quickstart's model: 4 s."""
+
+
+@pytest.fixture
+def module() -> WhisperModule:
+    torch.manual_seed(0)
+    return WhisperModule(str(MODEL), random_weights=True).eval()
+
+
+@pytest.fixture
+def tail(module: WhisperModule) -> Tail:
+    return Tail(module.whisper.model.encoder, 20)
+
+
+def speech(num_positions: int, rows: int = 2) -> torch.Tensor:
+    """Noise of so many positions, as long as a batch's padded waveforms."""
+    generator = torch.Generator().manual_seed(1)
+    return 0.1 * torch.randn(rows, num_positions * SAMPLES_PER_POSITION, generator=generator)
+
+
+def features_of(module: WhisperModule, waveforms: torch.Tensor, num_frames: int) -> torch.Tensor:
+    return log_mel(waveforms, module.get_buffer("filters"), num_frames, module.full_frames)
+
+
+def hear(module: WhisperModule, tail: Tail, waveforms: torch.Tensor) -> Encoded:
+    """Encode waveforms and the silence behind them."""
+    num_frames, encoder = tail.num_frames(waveforms.shape[1] // HOP_LENGTH), module.whisper.model.encoder
+    return encode(encoder, features_of(module, waveforms, num_frames), tail.sample(encoder, num_frames))
+
+
+@torch.no_grad()
+def whole(module: WhisperModule, waveforms: torch.Tensor) -> torch.Tensor:
+    """The states of transformers' own encoder."""
+    features = features_of(module, waveforms, module.full_frames)
+    return module.whisper.model.encoder(features).last_hidden_state  # type: ignore[no-any-return]
+
+
+def test_cells_of_one_position_are_the_model_itself(module: WhisperModule) -> None:
+    encoder, waveforms = module.whisper.model.encoder, speech(50)
+    num_frames = 2 * (50 + MARGIN + 1)
+    sample = Tail(encoder, POSITIONS).sample(encoder, num_frames)
+    assert sample is not None
+    assert sample.positions.tolist() == list(range(POSITIONS))
+    assert float(sample.log_weights.abs().max()) == 0
+    with torch.no_grad():
+        states = encode(encoder, features_of(module, waveforms, num_frames), sample).states
+    assert torch.allclose(states, whole(module, waveforms), atol=2e-6)
+
+
+@pytest.mark.parametrize("num_positions", [1, 50, 140])
+def test_weights_stand_for_every_position_once(module: WhisperModule, tail: Tail, num_positions: int) -> None:
+    encoder = module.whisper.model.encoder
+    num_frames = tail.num_frames(2 * num_positions)
+    sample = tail.sample(encoder, num_frames)
+    assert sample is not None
+    exact = num_positions + MARGIN
+    assert num_frames == 2 * (exact + 1)
+    assert sample.positions[:exact].tolist() == list(range(exact))
+    assert sample.positions[-1] == POSITIONS - 1
+    assert torch.equal(sample.positions, sample.positions.sort().values)
+    assert float(sample.log_weights.exp().sum()) == pytest.approx(POSITIONS, rel=1e-6)
+    assert float(sample.log_weights[..., :exact].abs().max()) == 0
+    assert tail.num_positions(num_frames) == len(sample.positions) <= exact + 20 + 1
+
+
+def test_cells_grow_from_both_ends_to_the_middle(module: WhisperModule, tail: Tail) -> None:
+    sample = tail.sample(module.whisper.model.encoder, 2 * 24)
+    assert sample is not None
+    widths = sample.log_weights.exp().round().int().flatten().tolist()[23:-1]
+    assert max(widths) == max(widths[8:12])
+    assert widths[0] == widths[-1] == 1
+
+
+def test_silence_alone_is_exact(module: WhisperModule, tail: Tail) -> None:
+    """Whatever a coarse sum misses of it is added back."""
+    encoder = module.whisper.model.encoder
+    silence = torch.full((1, 80, 2 * POSITIONS), FLOOR)
+    sample = tail.sample(encoder, 60)
+    assert sample is not None
+    with torch.no_grad():
+        exact = encode(encoder, silence, None).states
+        sampled = encode(encoder, silence[..., :60], sample).states
+        coarse = encode(encoder, silence[..., :60], sample._replace(defects=[d * 0 for d in sample.defects]))
+    behind = slice(29, None)
+    assert torch.allclose(sampled[:, behind], exact[:, sample.positions][:, behind], atol=2e-3)
+    errors = [float((x - exact[:, sample.positions])[:, behind].norm()) for x in (sampled, coarse.states)]
+    assert errors[0] < errors[1] / 5
+
+
+def test_a_position_unlike_the_rest_stands_for_itself(module: WhisperModule) -> None:
+    encoder = module.whisper.model.encoder
+    with torch.no_grad():
+        encoder.embed_positions.weight[150] *= 100
+    sample = Tail(encoder, 20).sample(encoder, 60)
+    assert sample is not None
+    (place,) = (sample.positions == 150).nonzero().flatten().tolist()
+    assert float(sample.log_weights.flatten()[place]) == 0
+
+
+def test_speech_that_leaves_no_silence_is_exact(module: WhisperModule, tail: Tail) -> None:
+    waveforms = speech(190)
+    assert tail.num_frames(2 * 190) == 2 * POSITIONS
+    assert tail.sample(module.whisper.model.encoder, 2 * POSITIONS) is None
+    with torch.no_grad():
+        assert torch.allclose(hear(module, tail, waveforms).states, whole(module, waveforms), atol=1e-6)
+
+
+def test_dropout_and_gradients_are_of_the_speech_alone(module: WhisperModule, tail: Tail) -> None:
+    encoder = module.whisper.model.encoder
+    for part in module.train().modules():
+        if hasattr(part, "dropout") and isinstance(part.dropout, float):
+            part.dropout = 0.3  # type: ignore[assignment]
+    before = torch.get_rng_state()
+    first, second = (tail.sample(encoder, 60) for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(torch.equal(a, b) and not a.requires_grad for a, b in zip(first.defects, second.defects, strict=True))
+    assert all(part.training for part in encoder.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_mixed_precision_takes_the_weights(module: WhisperModule, tail: Tail, dtype: torch.dtype) -> None:
+    waveforms, ids = speech(50), torch.zeros(2, 5, dtype=torch.long)
+    with torch.no_grad():
+        expected = weighted_decoder_states(module.whisper, hear(module, tail, waveforms), ids)
+        with torch.autocast("cpu", dtype):
+            found = weighted_decoder_states(module.whisper, hear(module, tail, waveforms), ids)
+    assert torch.allclose(found.float(), expected, atol=0.1)
+
+
+def test_the_decoder_is_that_of_transformers(module: WhisperModule) -> None:
+    """Without weights; token by token with a cache, and all at once."""
+    ids, states = torch.arange(10, 20)[None].expand(2, -1), whole(module, speech(50))
+    cache, encoded = EncoderDecoderCache(DynamicCache(), DynamicCache()), Encoded(states, None)
+    with torch.no_grad():
+        expected = module.whisper.model.decoder(ids, encoder_hidden_states=states).last_hidden_state
+        at_once = weighted_decoder_states(module.whisper, encoded, ids)
+        steps = [weighted_decoder_states(module.whisper, encoded, ids[:, i : i + 1], cache) for i in range(10)]
+    assert torch.allclose(at_once, expected, atol=1e-6)
+    assert torch.allclose(torch.cat(steps, dim=1), expected, atol=1e-5)
+
+
+def test_the_benchmark_compares(module: WhisperModule, corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module.save_pretrained(corpus / "model")
+    few = ["--num_clips", "3", "--longest", "2.5", "--cells", "5"]
+    assert bench_context([str(corpus / "model"), str(corpus / "test.csv"), *few]) == 0
+    every, five = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()][
+        2:
+    ]
+    assert every[0] == "every position"
+    assert (every[2], every[3], every[6], every[7]) == ("0.0000", "0.0000", "3/3", "1.0000")
+    assert five[0] == "5"
+    assert 0 < float(five[2]) < 0.1
+    assert 0.5 < float(five[7]) < 1
+
+
+@pytest.mark.real
+def test_the_real_model_says_what_it_says_in_thirty_seconds(real_model: Path, real_speech: Path) -> None:
+    """Mean and worst divergence of the next token's distribution, over clips of every voice."""
+    module = WhisperModule(str(real_model)).eval()
+    tail = Tail(module.whisper.model.encoder, 40)
+    rows = read_rows(real_speech / "test.csv")
+    divergences = []
+    for row in rows[:: len(rows) // 12][:12]:
+        waveform = load_audio(real_speech / row["audio"], 30.0)
+        waveforms = F.pad(waveform, (0, -len(waveform) % SAMPLES_PER_POSITION))[None]
+        ids = torch.tensor([module.encoder.encode(row["sentence"])])
+        with torch.no_grad():
+            sampled, exact = hear(module, tail, waveforms), Encoded(whole(module, waveforms), None)
+            assert sampled.states.shape[1] < 0.6 * exact.states.shape[1]
+            q, p = (
+                module.whisper.proj_out(weighted_decoder_states(module.whisper, each, ids)).log_softmax(dim=-1)
+                for each in (sampled, exact)
+            )
+        said = slice(len(module.encoder.prompt) - 1, None)
+        divergences.append(float((p.exp() * (p - q)).sum(dim=-1)[0, said].mean()))
+    assert np.mean(divergences) < 0.003
+    assert max(divergences) < 0.02
