@@ -66,8 +66,8 @@ def obey_the_main_process() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     folder = _folder_of_workers()
     while not (mine := folder / str(os.getpid())).exists():  # the last worker before may just remove the folder
+        folder.mkdir(mode=0o700, exist_ok=True)
         with suppress(FileNotFoundError):
-            folder.mkdir(mode=0o700, exist_ok=True)
             mine.touch()
     # torch too ends a worker whose main process is gone, at times in the middle of what the first thread does then.
     util.Finalize(None, _clear_up, exitpriority=-100)
