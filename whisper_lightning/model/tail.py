@@ -127,7 +127,7 @@ class Tail:
 
 
 def encode(encoder: WhisperEncoder, features: torch.Tensor, sample: Sample | None) -> Encoded:
-    """Run the encoder over `(B, F, T)` log-mel frames and the silence that follows them; none where they are all."""
+    """Run the encoder over `(B, F, T)` log-mel frames, and over the silence that follows them if there is a sample."""
     states, positions, log_weights = stem(encoder, features), encoder.embed_positions.weight, None
     if sample is not None:
         # The last position sees the end of the recording, the one before it silence, as all that follow.
@@ -135,7 +135,7 @@ def encode(encoder: WhisperEncoder, features: torch.Tensor, sample: Sample | Non
         silent = states[:, exact - 1 : exact].expand(-1, num_silent, -1)
         states = torch.cat([states[:, :exact], silent, states[:, exact:]], dim=1)
         positions, log_weights = positions[sample.positions], sample.log_weights
-    states = F.dropout(states + positions, p=encoder.dropout, training=encoder.training)
+    states = F.dropout(states + positions[: states.shape[1]], p=encoder.dropout, training=encoder.training)
     for number, layer in enumerate(encoder.layers):
         states = layer(states, log_weights)
         if sample is not None:
@@ -150,6 +150,7 @@ def weighted_decoder_states(
     cache: EncoderDecoderCache | None = None,
 ) -> torch.Tensor:
     """Run the decoder over `(B, L)` tokens that follow those of a cache; give its states, `(B, L, D)`."""
+    assert whisper.config._attn_implementation == "sdpa", "others are not causal without a mask"
     decoder = whisper.model.decoder
     start = 0 if cache is None else cache.get_seq_length()
     positions = decoder.embed_positions.weight[start : start + decoder_input_ids.shape[1]]

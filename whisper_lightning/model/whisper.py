@@ -15,6 +15,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from whisper_lightning.errors import UserError
+from whisper_lightning.model.tail import encode
 from whisper_lightning.model.weights import load_weights
 from whisper_lightning.processor import first_line, load_config
 from whisper_lightning.text import LabelEncoder, Task
@@ -29,14 +30,7 @@ class VariableLengthEncoder(WhisperEncoder):
 
     def forward(self, input_features: torch.Tensor, attention_mask: None = None, **kwargs: Any) -> BaseModelOutput:
         """Encode `(B, F, T)` log-mel frames into `(B, S, D)` states, with S = T / 2."""
-        assert input_features.shape[-1] % 2 == 0, "an odd number of frames"
-        states = F.gelu(self.conv1(input_features))
-        states = F.gelu(self.conv2(states)).transpose(1, 2)
-        states = states + self.embed_positions.weight[: states.shape[1]]
-        states = F.dropout(states, p=self.dropout, training=self.training)
-        for layer in self.layers:
-            states = layer(states, None)
-        return BaseModelOutput(last_hidden_state=self.layer_norm(states))
+        return BaseModelOutput(last_hidden_state=encode(self, input_features, None).states)
 
 
 def load_whisper(checkpoint: str, encoder: LabelEncoder, *, random_weights: bool) -> WhisperForConditionalGeneration:
