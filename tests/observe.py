@@ -34,18 +34,23 @@ class Observe(Callback):
         self._path = Path(path)
         self._seen: dict[str, Any] = defaultdict(list)
         self._features: list[torch.Tensor] = []
-        self._decoder_calls = 0
+        self._decoder_calls = self._num_positions = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Listen at the model."""
         assert isinstance(pl_module, WhisperModule)
         self._before = set(multiprocessing.active_children())
         model = pl_module.whisper.model
-        model.encoder.register_forward_pre_hook(self._encodes)
-        model.decoder.register_forward_pre_hook(self._decodes)
+        model.encoder.conv1.register_forward_pre_hook(self._hears)
+        model.encoder.layers[0].register_forward_pre_hook(self._encodes)
+        model.decoder.layers[0].register_forward_pre_hook(self._decodes)
+
+    def _hears(self, module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        if arguments[0].shape[2] > 8:  # no speech: silence, of which the tail's sample is made
+            self._features.append(arguments[0].detach())
 
     def _encodes(self, module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-        self._features.append(arguments[0].detach())
+        self._num_positions = arguments[0].shape[1]
 
     def _decodes(self, *_: Any) -> None:
         self._decoder_calls += 1
@@ -81,6 +86,7 @@ class Observe(Callback):
         self._seen["training seconds"].append(batch.waveforms.shape[1] / 16_000)
         for name, values in (("training audio", _sums(batch)), ("training sentences", _sentences(batch))):
             self._seen[name] = {**(self._seen[name] or {}), **values}
+        self._seen["every position"] = self._num_positions == pl_module.full_frames // 2
         self._seen["masks"] = not torch.equal(heard, clean)
         self._seen["encoder calls"] = max(self._seen["encoder calls"] or 0, len(self._features))
         self._seen["prompt"] = batch.decoder_input_ids[0, :4].tolist()
@@ -97,7 +103,7 @@ class Observe(Callback):
         """Note the batch, and how long it was decoded."""
         if trainer.sanity_checking:
             self._seen["validation batches"].append(batch.keys)
-            self._seen["validation seconds"] = self._features[0].shape[2] / 100
+            self._seen["validation frames"] = self._features[0].shape[2]
             for name, values in (("validation audio", _sums(batch)), ("validation sentences", _sentences(batch))):
                 self._seen[name] = {**(self._seen[name] or {}), **values}
             self._seen["tokens decoded"] = self._decoder_calls - 1  # one call is for the loss

@@ -85,7 +85,7 @@ def test_the_whole_comparison_on_a_small_model(
     small = {"d_model": 64, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 256, "decoder_ffn_dim": 256}
     heads = {"encoder_attention_heads": 1, "decoder_attention_heads": 1}
     monkeypatch.setitem(bench.SHAPES, "small", bench.COMMON | small | heads)
-    steps = ["--max_steps=4", "--evaluations=4", "--num_train=32", "--num_test=4", "--full_share=0"]
+    steps = ["--max_steps=4", "--evaluations=4", "--num_train=32", "--num_test=4", "--tail=40"]
     assert bench.main([f"--out={tmp_path}", "--sizes=small", *steps]) == 0
     table = capsys.readouterr().out
     ratios = {

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
@@ -14,7 +15,7 @@ from whisper_lightning.model.cost import (
     training_flops,
     training_memory_bytes,
 )
-from whisper_lightning.model.whisper import accept_any_length, label_loss, training_states
+from whisper_lightning.model.whisper import label_loss, training_states
 
 LARGE_V3_TURBO = {"d_model": 1280, "encoder_layers": 32, "decoder_layers": 4, "num_mel_bins": 128, "vocab_size": 51_866}
 
@@ -31,7 +32,7 @@ def run_step(
     whisper: WhisperForConditionalGeneration, rows: int, frames: int, tokens: int, rows_at_once: int = 99
 ) -> torch.Tensor:
     features, ids = torch.randn(rows, whisper.config.num_mel_bins, frames), torch.zeros(rows, tokens, dtype=torch.long)
-    states = training_states(whisper, features, ids, rows_at_once)
+    states = training_states(whisper, features, None, ids, rows_at_once)
     return label_loss(whisper, states, torch.arange(rows * tokens), ids.flatten())
 
 
@@ -39,7 +40,7 @@ def run_step(
 def test_parameters(shape: dict[str, int]) -> None:
     config = make_config(**shape)
     with torch.device("meta"):
-        whisper = accept_any_length(WhisperForConditionalGeneration(config))
+        whisper = WhisperForConditionalGeneration(config)
     assert num_parameters(config) == sum(p.numel() for p in whisper.parameters())
 
 
@@ -62,7 +63,7 @@ def saved_bytes(whisper: WhisperForConditionalGeneration, mixed: bool, *size: in
 def test_activations(mixed: bool, width: int, layers: int, frames: int) -> None:
     """What one utterance more costs: so nothing that is kept once, like the weights' 16-bit copies, counts."""
     config, tokens = make_config(width, layers), 12
-    whisper = accept_any_length(WhisperForConditionalGeneration(config)).train()
+    whisper = WhisperForConditionalGeneration(config).train()
     three, two = (saved_bytes(whisper, mixed, rows, frames, tokens) for rows in (3, 2))
     logits = tokens * config.vocab_size * 4
     expected = activation_bytes(config, frames / 100, tokens, mixed=mixed)
@@ -72,9 +73,8 @@ def test_activations(mixed: bool, width: int, layers: int, frames: int) -> None:
 def test_operations() -> None:
     """With attention as plain matrix products, because torch does not count its fused kernel on a CPU."""
     config = make_config(256)
-    config._attn_implementation = "eager"
-    whisper = accept_any_length(WhisperForConditionalGeneration(config)).train()
-    with FlopCounterMode(display=False) as counter:
+    whisper = WhisperForConditionalGeneration(config).train()
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         run_step(whisper, 2, 600, 20).backward()  # type: ignore[no-untyped-call]
     assert 2 * training_flops(config, 6.0, 20) == pytest.approx(counter.get_total_flops(), rel=0.03)
 
@@ -82,7 +82,7 @@ def test_operations() -> None:
 def test_parts_bound_the_memory() -> None:
     """The formula, and what is really saved, with all rows at once and one by one."""
     config = make_config(128, 4)
-    whisper = accept_any_length(WhisperForConditionalGeneration(config)).train()
+    whisper = WhisperForConditionalGeneration(config).train()
     assert saved_bytes(whisper, False, 8, 400, 12, 1) < saved_bytes(whisper, False, 8, 400, 12, 8) / 5
     options: dict[str, Any] = {"batch_size": 16, "num_tokens": 30, "mixed": True}
     turbo = make_config(1280, **{k: v for k, v in LARGE_V3_TURBO.items() if k != "d_model"})

@@ -86,7 +86,7 @@ def test_each_utterance_once_per_epoch_and_equal_totals(
 def test_two_ranks_have_the_gradients_of_one_process(tmp_path: Path) -> None:
     """A global batch of 16 utterances: one batch of 16, or 8 on each of two ranks. A mean of means would differ."""
     corpus = copy_corpus(tmp_path / "corpus", 16)
-    options = ["--model.context=full", "--trainer.val_check_interval=2"]
+    options = ["--model.tail=exact", "--trainer.val_check_interval=2"]
     one, two = tmp_path / "one", tmp_path / "two"
     assert main([*quick_arguments(corpus, one), *options, "--data.batch_size=16"]) == 0
     assert run_ranks([*quick_arguments(corpus, two), *options, "--data.batch_size=8"], 2) == [0, 0]

@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
-from transformers import WhisperConfig, WhisperForConditionalGeneration
+from transformers import WhisperForConditionalGeneration
 
 from tests.conftest import MODEL, publish, quick_arguments
 from whisper_lightning.cli import main
@@ -83,19 +83,6 @@ def test_loss_and_gradients_equal_transformers_at_full_context() -> None:
 def loss_of(module: WhisperModule, batch: Batch) -> torch.Tensor:
     """The training step's loss, per token."""
     return module.training_step(batch, 0) / GRADIENT_SCALE / len(batch.label_tokens)  # type: ignore[arg-type]
-
-
-def test_a_shorter_context_equals_transformers_with_that_maximum() -> None:
-    """The encoder at 1.28 s is the encoder of a model whose maximum is 1.28 s."""
-    module = make_module()
-    features = torch.randn(2, 80, 128)
-    config = WhisperConfig.from_dict({**module.whisper.config.to_dict(), "max_source_positions": 64})
-    reference = WhisperForConditionalGeneration(config)
-    state = module.whisper.state_dict()
-    key = "model.encoder.embed_positions.weight"
-    reference.load_state_dict(state | {key: state[key][:64]})
-    expected = reference.model.encoder(features).last_hidden_state
-    assert torch.allclose(module.whisper.model.encoder(features).last_hidden_state, expected, atol=1e-6)
 
 
 def test_random_weights_have_sinusoidal_positions() -> None:

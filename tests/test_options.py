@@ -22,13 +22,14 @@ from whisper_lightning.model.module import WhisperModule
 
 TRAINING = {"training batches", "training seconds", "training audio", "training sentences"}
 VALIDATION = {"validation batches", "validation audio", "validation sentences"}
+BATCHES = {"validation batches", "validation frames", "test batches"}
 TABLE: dict[str, tuple[str, set[str]]] = {
     "model.checkpoint": ("{folder}/other", {"weights at the start"}),
     "model.random_weights": ("true", {"weights at the start"}),
     "model.initial_weights": ("{folder}/base/checkpoints/last.ckpt", {"weights at the start"}),
     "model.language": ("gl", {"prompt"}),
     "model.task": ("translate", {"prompt"}),
-    "model.context": ("full", {"training seconds"}),
+    "model.tail": ("exact", {"every position", "validation frames"}),
     "model.learning_rate": ("0.002", {"learning rates"}),
     "model.warmup_steps": ("3", {"learning rates"}),
     "model.schedule": ("cosine", {"learning rates"}),
@@ -37,14 +38,13 @@ TABLE: dict[str, tuple[str, set[str]]] = {
     "model.max_tokens": ("7", {"tokens decoded"}),
     "model.spec_augment": ("true", {"masks"}),
     "data.train": ("{folder}/corpus/other.csv", TRAINING),
-    "data.val": ("{folder}/corpus/other.csv", {*VALIDATION, "test batches"}),
+    "data.val": ("{folder}/corpus/other.csv", {*VALIDATION, "test batches", "validation frames"}),
     "data.test": ("{folder}/corpus/other.csv", {"test batches", "rows shown"}),  # it is decoded before training as well
     "data.audio_root": ("{folder}/quiet", {"training audio", "validation audio"}),
     "data.columns": ("[audio, english]", {"training sentences", "validation sentences"}),
     "data.batch_size": ("8", {"training batches", "training seconds"}),
-    "data.eval_batch_size": ("2", {"validation batches", "test batches"}),
-    "data.max_batch_seconds": ("5", {"training batches", "training seconds", "validation batches", "test batches"}),
-    "data.full_share": ("0.5", {"training batches", "training seconds"}),
+    "data.eval_batch_size": ("2", BATCHES),
+    "data.max_batch_seconds": ("5", {*BATCHES, "training batches", "training seconds"}),
     "data.augment": ("true", {"training audio"}),
     "data.num_workers": ("1", {"workers"}),
     "evaluate.num_shown": ("1", {"rows shown"}),
@@ -103,7 +103,6 @@ def arguments(material: Path, name: str) -> list[str]:
         "--model.random_weights=false",
         "--trainer.max_steps=4",
         "--data.batch_size=4",
-        "--data.full_share=0",
         "--trainer.logger=true",
     ]
 

@@ -29,12 +29,11 @@ def flat(steps: list[tuple[PlannedBatch, ...]]) -> list[PlannedBatch]:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-@pytest.mark.parametrize("share", [0.0, 0.15, 1.0])
 @pytest.mark.parametrize("cap", [None, 120.0])
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_each_utterance_once_and_fitting(world_size: int, share: float, cap: float | None, shuffle: bool) -> None:
+def test_each_utterance_once_and_fitting(world_size: int, cap: float | None, shuffle: bool) -> None:
     num_samples, shards = corpus(1003)
-    options = PlanOptions(16, FULL, share if shuffle else float(share == 1), cap)
+    options = PlanOptions(16, cap)
     steps = plan_steps(num_samples, shards, options, seed=1, epoch=3, world_size=world_size, shuffle=shuffle)
     batches = flat(steps)
     assert sorted(i for batch in batches for i in batch.indices) == list(range(1003))
@@ -49,14 +48,14 @@ def test_each_utterance_once_and_fitting(world_size: int, share: float, cap: flo
 def test_epochs_have_equally_many_batches(cap: float | None) -> None:
     """Lightning caches the first epoch's length: longer epochs would silently lose utterances."""
     num_samples, shards = corpus(997)
-    options = PlanOptions(16, FULL, 0.15, cap)
+    options = PlanOptions(16, cap)
     lengths = {len(plan_steps(num_samples, shards, options, seed=1, epoch=e, world_size=2)) for e in range(20)}
     assert len(lengths) == 1
 
 
 def test_pure_function_and_new_order_each_epoch() -> None:
     num_samples, shards = corpus(300)
-    options = PlanOptions(8, FULL, 0.15)
+    options = PlanOptions(8)
     first = plan_steps(num_samples, shards, options, seed=1, epoch=0)
     assert first == plan_steps(num_samples, shards, options, seed=1, epoch=0)
     assert first != plan_steps(num_samples, shards, options, seed=1, epoch=1)
@@ -68,55 +67,46 @@ def test_pure_function_and_new_order_each_epoch() -> None:
 
 def test_batches_are_full_and_little_is_padding() -> None:
     num_samples, shards = corpus(3200)
-    batches = flat(plan_steps(num_samples, shards, PlanOptions(16, FULL), seed=1, epoch=0))
+    batches = flat(plan_steps(num_samples, shards, PlanOptions(16), seed=1, epoch=0))
     assert sum(len(batch.indices) == 16 for batch in batches) > 0.85 * len(batches)
     padded = sum(len(batch.indices) * batch.num_samples for batch in batches)
     assert num_samples.sum() / padded > 0.9
 
 
-def test_share_of_full_context() -> None:
-    num_samples, shards = corpus(2000)
-    batches = flat(plan_steps(num_samples, shards, PlanOptions(16, FULL, 0.15), seed=1, epoch=0))
-    full = sum(len(batch.indices) for batch in batches if batch.num_samples == FULL)
-    assert full == pytest.approx(300, abs=12)
-
-
 def test_ranks_of_a_step_work_equally_long() -> None:
     num_samples, shards = corpus(3200)
-    steps = plan_steps(num_samples, shards, PlanOptions(16, FULL), seed=1, epoch=0, world_size=2)
+    steps = plan_steps(num_samples, shards, PlanOptions(16), seed=1, epoch=0, world_size=2)
     work = np.array([[len(b.indices) * b.num_samples for b in step] for step in steps])
     assert work.max(axis=1).sum() / work.mean(axis=1).sum() < 1.05
 
 
-def test_an_utterance_has_the_same_validation_context_at_every_world_size() -> None:
-    """Padding changes what is decoded: totals must not depend on the number of ranks."""
+def test_an_utterance_has_the_same_validation_length_at_every_world_size() -> None:
+    """Where the sampled silence begins decides the last digits: totals must not depend on the number of ranks."""
     num_samples, shards = corpus(203)
-    contexts = []
+    lengths = []
     for world_size in (1, 2, 4):
-        steps = plan_steps(
-            num_samples, shards, PlanOptions(16, FULL), seed=1, epoch=0, world_size=world_size, shuffle=False
-        )
-        contexts.append({i: batch.num_samples for batch in flat(steps) for i in batch.indices})
-    assert contexts[0] == contexts[1] == contexts[2]
+        steps = plan_steps(num_samples, shards, PlanOptions(16), seed=1, epoch=0, world_size=world_size, shuffle=False)
+        lengths.append({i: batch.num_samples for batch in flat(steps) for i in batch.indices})
+    assert lengths[0] == lengths[1] == lengths[2]
 
 
 def test_fewer_utterances_than_ranks_is_the_users_to_mend() -> None:
     with pytest.raises(UserError, match="3 utterances"):
-        plan_epoch(*corpus(3), PlanOptions(16, FULL), seed=1, epoch=0, world_size=4)
+        plan_epoch(*corpus(3), PlanOptions(16), seed=1, epoch=0, world_size=4)
 
 
 def test_batches_of_one_that_do_not_share_out_are_the_users_to_mend() -> None:
     with pytest.raises(UserError, match="5 utterances, each a batch of its own"):
-        plan_epoch(*corpus(5), PlanOptions(1, FULL), seed=1, epoch=0, world_size=2)
+        plan_epoch(*corpus(5), PlanOptions(1), seed=1, epoch=0, world_size=2)
 
 
 @pytest.mark.parametrize(
     ("options", "choices", "digest"),
     [
-        (PlanOptions(16, FULL, 0.15), {"epoch": 3}, "442622f11adf6247"),
-        (PlanOptions(16, FULL, 0.15, 90.0), {"epoch": 0, "world_size": 4}, "2a0e275b9d38e8e2"),
-        (PlanOptions(8, FULL, 1.0), {"epoch": 1, "world_size": 3}, "1494923ce5ce142b"),
-        (PlanOptions(16, FULL, 0.0, 120.0), {"epoch": 0, "world_size": 2, "shuffle": False}, "d61187ff4fd18548"),
+        (PlanOptions(16), {"epoch": 3}, "809dc15f8d769ac8"),
+        (PlanOptions(16, 90.0), {"epoch": 0, "world_size": 4}, "3e56639ba32c266c"),
+        (PlanOptions(8), {"epoch": 1, "world_size": 3}, "b32090158c92d8eb"),
+        (PlanOptions(16, 120.0), {"epoch": 0, "world_size": 2, "shuffle": False}, "d61187ff4fd18548"),
     ],
 )
 def test_the_plan_is_the_committed_one(options: PlanOptions, choices: dict[str, Any], digest: str) -> None:
@@ -130,7 +120,7 @@ def test_the_plan_is_the_committed_one(options: PlanOptions, choices: dict[str, 
 
 
 def test_a_plan_is_a_sequence_and_its_rest_shares_memory() -> None:
-    plan = plan_epoch(*corpus(1003), PlanOptions(16, FULL, 0.15), seed=1, epoch=0, rank=1, world_size=2)
+    plan = plan_epoch(*corpus(1003), PlanOptions(16), seed=1, epoch=0, rank=1, world_size=2)
     batches = list(plan)
     assert len(batches) == len(plan)
     for start in (0, 1, len(plan) // 2, len(plan) - 1, len(plan), len(plan) + 5):
@@ -147,7 +137,7 @@ def test_a_rank_holds_its_own_batches_only() -> None:
     """Ten million utterances: 4 bytes for each of the rank's, not lists of everybody's."""
 
     def held(world_size: int) -> Plan:
-        return plan_epoch(*corpus(40_000), PlanOptions(16, FULL), seed=1, epoch=0, rank=0, world_size=world_size)
+        return plan_epoch(*corpus(40_000), PlanOptions(16), seed=1, epoch=0, rank=0, world_size=world_size)
 
     assert held(1).nbytes < 6 * 40_000
     assert held(8).nbytes < 6 * 40_000 / 7

@@ -16,6 +16,7 @@ from transformers import GenerationConfig, WhisperForConditionalGeneration
 from tests.conftest import QUICKSTART, one_error, publish, read_rows
 from tests.multilingual import write_model
 from whisper_lightning.model.decode import greedy_decode
+from whisper_lightning.model.tail import Encoded
 from whisper_lightning.model.trained import open_model
 
 export = importlib.import_module("tools.export").main
@@ -112,7 +113,7 @@ def test_an_english_model_is_prompted_without_language_and_task(
     features = opened.log_mel(torch.zeros(1, 480_000))
     expected = like.generate(features, max_new_tokens=8, num_beams=1)[0].tolist()
     states = opened.whisper.model.encoder(features).last_hidden_state
-    assert greedy_decode(opened.whisper, states, opened.encoder.prompt, 8) == [expected[-8:]]
+    assert greedy_decode(opened.whisper, Encoded(states, None), opened.encoder.prompt, 8) == [expected[-8:]]
     assert transcribe([str(english), str(CLIP), "--language", "es", "--out", str(tmp_path / "no")]) == 2
     assert "English" in one_error(capsys)
     out = str(tmp_path / "out")

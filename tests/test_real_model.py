@@ -18,6 +18,7 @@ from whisper_lightning.export.check import FORMATS
 from whisper_lightning.metrics import EditCounts, word_edits
 from whisper_lightning.model.decode import greedy_decode
 from whisper_lightning.model.module import WhisperModule
+from whisper_lightning.model.tail import Encoded
 from whisper_lightning.model.trained import open_model
 from whisper_lightning.text import normalize
 
@@ -94,7 +95,7 @@ def test_same_tokens_as_generate(module: WhisperModule, real_model: Path, uttera
     expected = reference.generate(features, max_new_tokens=40, **asked).tolist()
     with torch.no_grad():
         states = module.whisper.model.encoder(features).last_hidden_state
-    ours = greedy_decode(module.whisper, states, module.encoder.prompt, 40)
+    ours = greedy_decode(module.whisper, Encoded(states, None), module.encoder.prompt, 40)
     special = {*module.encoder.prompt, module.encoder.end}
     assert ours == [[token for token in row if token not in special] for row in expected]
     counts = EditCounts()

@@ -33,7 +33,7 @@ CONFIGURATIONS = {
     "limited epochs": ["--trainer.limit_train_batches=5", "--trainer.val_check_interval=4"],
     "a checkpoint at each step": ["--resume.every_n_steps=1", "--data.augment=true"],
     "a checkpoint on an epoch's last batch": ["--resume.every_n_steps=6", "--trainer.val_check_interval=7"],
-    "full context": ["--model.context=full", "--data.max_batch_seconds=12"],
+    "every position": ["--model.tail=exact", "--data.max_batch_seconds=12"],
     "cosine, activations in parts": ["--model.schedule=cosine", "--model.activation_seconds=5"],
     "accumulation over the epoch's end": ["--trainer.accumulate_grad_batches=4", "--trainer.val_check_interval=8"],
 }

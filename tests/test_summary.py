@@ -63,7 +63,7 @@ def test_before_and_after_are_of_one_set_in_one_decode(
     test: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     corpus, run = copy_corpus(tmp_path / "corpus", 32, 12), tmp_path / "run"
-    options = ["--trainer.max_steps=24", "--trainer.val_check_interval=12", "--model.learning_rate=0.01"]
+    options = ["--trainer.max_steps=36", "--trainer.val_check_interval=12", "--model.learning_rate=0.005"]
     if test == "another":
         options += [f"--data.val={corpus / 'train.csv'}", f"--data.test={corpus / 'test.csv'}"]
     assert main([*quick_arguments(corpus, run), *options]) == 0
@@ -116,13 +116,8 @@ def test_a_model_that_does_not_get_better_stays_the_best(
         (["--trainer.val_check_interval=50"], 4),
         (["--trainer.max_steps=5"], 5),
         (
-            [
-                "--trainer.max_epochs=1",
-                "--trainer.max_steps=-1",
-                "--trainer.val_check_interval=50",
-                "--model.context=full",
-            ],
-            3,
+            ["--trainer.max_epochs=1", "--trainer.max_steps=-1", "--trainer.val_check_interval=50"],
+            4,
         ),
         (["--trainer.accumulate_grad_batches=2", "--trainer.val_check_interval=50", "--trainer.max_steps=3"], 3),
         (["--trainer.val_check_interval=0.5"], 4),
@@ -145,12 +140,12 @@ def without_steps(arguments: list[str]) -> list[str]:
 
 @pytest.mark.parametrize("configuration", ["quickstart.yaml", "base.yaml", "rtx3060.yaml"])
 def test_epochs_alone_give_the_schedule_its_steps(configuration: str, corpus: Path, tmp_path: Path) -> None:
-    """24 utterances at full context, 8 in a batch, 2 batches in a step: 2 steps in an epoch, whatever the files say."""
+    """24 utterances, 4 batches, 2 in a step: 2 steps in an epoch, whatever the files say."""
     run = tmp_path / "run"
     arguments = [*without_steps(quick_arguments(corpus, run)), "--trainer.max_epochs=3", "--data.num_workers=0"]
     arguments += ["--trainer.accumulate_grad_batches=2", "--trainer.accelerator=cpu", "--trainer.precision=32-true"]
     arguments += ["--model.checkpoint=quickstart/model", "--model.random_weights=true", "--model.learning_rate=0.003"]
-    arguments += ["--wandb.enabled=false", "--model.max_tokens=8", "--model.context=full"]
+    arguments += ["--wandb.enabled=false", "--model.max_tokens=8"]
     arguments[1] = f"--config={configuration}"
     assert main(arguments) == 0
     assert logged(run, "train/learning_rate") == pytest.approx(
@@ -162,8 +157,8 @@ def test_epochs_alone_give_the_schedule_its_steps(configuration: str, corpus: Pa
     ("options", "message"),
     [
         (
-            ["--trainer.max_epochs=3", "--model.warmup_steps=9", "--model.context=full"],
-            "model.warmup_steps: 9 is not below the run's 9 steps",
+            ["--trainer.max_epochs=3", "--model.warmup_steps=12"],
+            "model.warmup_steps: 12 is not below the run's 12 steps",
         ),
         (["--trainer.max_steps=1"], "try 0"),
         (["--trainer.limit_val_batches=0"], "limit_val_batches: 0"),
@@ -173,7 +168,7 @@ def test_epochs_alone_give_the_schedule_its_steps(configuration: str, corpus: Pa
         (["--trainer.val_check_interval=00:00:01:00"], "share of an epoch"),
         (
             ["--trainer.max_steps=9", "--trainer.check_val_every_n_epoch=1", "--trainer.val_check_interval=7"],
-            "an epoch has 5",
+            "an epoch has 4",
         ),
         (["--trainer.max_epochs=0"], "max_epochs: 0"),
     ],
@@ -201,7 +196,7 @@ def test_the_published_whisper_is_measured_before_and_after(
     options = [f"--model.checkpoint={real_model}", "--trainer.precision=32-true", "--wandb.enabled=false"]
     options += [f"--data.train={tmp_path / 'train.csv'}", f"--data.val={tmp_path / 'test.csv'}", "--data.num_workers=0"]
     options += ["--trainer.max_steps=2", "--model.warmup_steps=1", "--trainer.val_check_interval=2"]
-    options += ["--data.batch_size=2", "--data.full_share=0", f"--trainer.default_root_dir={run}"]
+    options += ["--data.batch_size=2", f"--trainer.default_root_dir={run}"]
     assert main(["fit", "--config=rtx3060.yaml", "--trainer.accelerator=cpu", *options]) == 0
     check_the_lines(last_lines(caplog), run)
     assert wer(read(run / "transcripts" / "before.csv")) < 100

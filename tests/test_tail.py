@@ -13,7 +13,8 @@ from tests.conftest import MODEL, read_rows
 from whisper_lightning.audio import HOP_LENGTH, SAMPLES_PER_POSITION, load_audio
 from whisper_lightning.features import log_mel
 from whisper_lightning.model.module import WhisperModule
-from whisper_lightning.model.tail import FLOOR, MARGIN, Encoded, Tail, encode, weighted_decoder_states
+from whisper_lightning.model.tail import FLOOR, MARGIN, Encoded, Tail, encode
+from whisper_lightning.model.whisper import decoder_states
 
 bench_context = importlib.import_module("tools.bench_context").main
 POSITIONS = 200
@@ -142,9 +143,9 @@ def test_dropout_and_gradients_are_of_the_speech_alone(module: WhisperModule, ta
 def test_mixed_precision_takes_the_weights(module: WhisperModule, tail: Tail, dtype: torch.dtype) -> None:
     waveforms, ids = speech(50), torch.zeros(2, 5, dtype=torch.long)
     with torch.no_grad():
-        expected = weighted_decoder_states(module.whisper, hear(module, tail, waveforms), ids)
+        expected = decoder_states(module.whisper, hear(module, tail, waveforms), ids)
         with torch.autocast("cpu", dtype):
-            found = weighted_decoder_states(module.whisper, hear(module, tail, waveforms), ids)
+            found = decoder_states(module.whisper, hear(module, tail, waveforms), ids)
     assert torch.allclose(found.float(), expected, atol=0.1)
 
 
@@ -154,8 +155,8 @@ def test_the_decoder_is_that_of_transformers(module: WhisperModule) -> None:
     cache, encoded = EncoderDecoderCache(DynamicCache(), DynamicCache()), Encoded(states, None)
     with torch.no_grad():
         expected = module.whisper.model.decoder(ids, encoder_hidden_states=states).last_hidden_state
-        at_once = weighted_decoder_states(module.whisper, encoded, ids)
-        steps = [weighted_decoder_states(module.whisper, encoded, ids[:, i : i + 1], cache) for i in range(10)]
+        at_once = decoder_states(module.whisper, encoded, ids)
+        steps = [decoder_states(module.whisper, encoded, ids[:, i : i + 1], cache) for i in range(10)]
     assert torch.allclose(at_once, expected, atol=1e-6)
     assert torch.allclose(torch.cat(steps, dim=1), expected, atol=1e-5)
 
@@ -189,7 +190,7 @@ def test_the_real_model_says_what_it_says_in_thirty_seconds(real_model: Path, re
             sampled, exact = hear(module, tail, waveforms), Encoded(whole(module, waveforms), None)
             assert sampled.states.shape[1] < 0.6 * exact.states.shape[1]
             q, p = (
-                module.whisper.proj_out(weighted_decoder_states(module.whisper, each, ids)).log_softmax(dim=-1)
+                module.whisper.proj_out(decoder_states(module.whisper, each, ids)).log_softmax(dim=-1)
                 for each in (sampled, exact)
             )
         said = slice(len(module.encoder.prompt) - 1, None)

@@ -19,7 +19,6 @@ def test_a_run_stands_for_its_best_model(tmp_path: Path) -> None:
     (tmp_path / "run" / "config.yaml").touch()
     opened = open_model(str(tmp_path / "run"))
     assert not opened.training
-    assert opened.context == "full"
     assert opened.whisper.dtype == torch.float32
     assert opened.encoder.prompt == module.encoder.prompt
     assert open_model(str(tmp_path / "run"), language="es").encoder.prompt != module.encoder.prompt

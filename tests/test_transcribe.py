@@ -33,7 +33,7 @@ main: Callable[[list[str]], int] = importlib.import_module("transcribe").main
 def module() -> WhisperModule:
     """A model that knows nothing and writes as much as it may; its context is 4 s."""
     torch.manual_seed(3)
-    return WhisperModule(checkpoint=str(MODEL), random_weights=True, context="full").eval()
+    return WhisperModule(checkpoint=str(MODEL), random_weights=True).eval()
 
 
 @pytest.fixture(scope="module")

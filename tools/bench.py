@@ -145,17 +145,17 @@ class Result:
         return float(once + max_steps * step + evaluations * (evaluate + save))
 
 
-def measure(folder: Path, job: Job, shares: list[float]) -> list[Result]:
-    """Run the recipe, and ours with each share of utterances at full context, in turn."""
-    sides = [("recipe", "bench_recipe.run_recipe", 0.0)]
-    sides += [(f"ours, full_share {share:g}", "bench_ours.run_ours", share) for share in shares]
+def measure(folder: Path, job: Job, tails: list[str]) -> list[Result]:
+    """Run the recipe, and ours with each `model.tail`, in turn."""
+    sides = [("recipe", "bench_recipe.run_recipe", "exact")]
+    sides += [(f"ours, tail {tail}", "bench_ours.run_ours", tail) for tail in tails]
     programs, jobs = [], []
-    for number, (name, program, share) in enumerate(sides):
+    for number, (name, program, tail) in enumerate(sides):
         own = folder / f"side-{number}"
         shutil.rmtree(own, ignore_errors=True)
         own.mkdir(parents=True)
         programs.append(Program(name, folder / f"side-{number}.log"))
-        jobs.append(replace(job, folder=own, full_share=share))
+        jobs.append(replace(job, folder=own, tail=tail))
         programs[-1].start(program, jobs[-1])
     with tqdm(unit="round", disable=None) as bar:
         take_turns(programs, bar.update)
@@ -221,7 +221,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--evaluations", type=int, default=4)
     parser.add_argument("--num_train", type=int, default=512, help="training utterances")
     parser.add_argument("--num_test", type=int, default=64, help="utterances of each evaluation")
-    parser.add_argument("--full_share", type=float, nargs="+", default=[0.0, 0.15], help="of ours, one column each")
+    parser.add_argument("--tail", nargs="+", default=["40"], help="model.tail of ours, one column each")
     parser.add_argument("--quick", action="store_true", help="4 steps, 2 evaluations, 64 and 8 utterances")
     given = read_command_line(parser, args)
     if given.quick:
@@ -250,9 +250,9 @@ def main(args: list[str] | None = None) -> int:
                 eval_every=given.max_steps // given.evaluations,
                 max_tokens=TOKENS_PER_SENTENCE,
                 bf16=precision == "bf16",
-                full_share=0.0,
+                tail="exact",
             )
-            results = measure(given.out / f"{size}-{precision}", job, given.full_share)
+            results = measure(given.out / f"{size}-{precision}", job, given.tail)
             print("\n" + "\n".join(table(size, results, job, mean_seconds, rates[precision])), flush=True)
     return 0
 

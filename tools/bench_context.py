@@ -28,8 +28,9 @@ from whisper_lightning.data.shards import Utterance
 from whisper_lightning.features import log_mel
 from whisper_lightning.metrics import EditCounts, word_edits
 from whisper_lightning.model.module import WhisperModule
-from whisper_lightning.model.tail import Encoded, Tail, encode, weighted_decoder_states
+from whisper_lightning.model.tail import Encoded, Tail, encode
 from whisper_lightning.model.trained import open_model
+from whisper_lightning.model.whisper import decoder_states
 from whisper_lightning.statistics import estimate_rate, paired_difference
 from whisper_lightning.terminal import read_command_line
 from whisper_lightning.text import normalize
@@ -62,7 +63,7 @@ def listen(module: WhisperModule, tail: Tail, clips: list[Utterance], tokens: li
         waveform = F.pad(clip.waveform, (0, -len(clip.waveform) % SAMPLES_PER_POSITION))[None]
         encoded = _encode(module, tail, waveform)
         labels = torch.tensor([module.encoder.encode(clip.sentence)])
-        logits = module.whisper.proj_out(weighted_decoder_states(module.whisper, encoded, labels[:, :-1]))
+        logits = module.whisper.proj_out(decoder_states(module.whisper, encoded, labels[:, :-1]))
         F.cross_entropy(logits[0], labels[0, 1:], reduction="sum").backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
             encoded = _encode(module, tail, waveform)
@@ -70,7 +71,7 @@ def listen(module: WhisperModule, tail: Tail, clips: list[Utterance], tokens: li
             if first:
                 tokens.append(said)
             ids = torch.tensor([[*module.encoder.prompt, *tokens[number]]])
-            states = weighted_decoder_states(module.whisper, encoded, ids)[0, len(module.encoder.prompt) - 1 :]
+            states = decoder_states(module.whisper, encoded, ids)[0, len(module.encoder.prompt) - 1 :]
             heard.log_probabilities.append(module.whisper.proj_out(states).log_softmax(dim=-1))
         heard.num_positions.append(encoded.states.shape[1])
         heard.texts.append(module.text(said))
@@ -92,7 +93,7 @@ def _decode(module: WhisperModule, encoded: Encoded) -> list[int]:
     inputs, said = torch.tensor([list(module.encoder.prompt)]), list[int]()
     limit = min(MAX_TOKENS, module.whisper.config.max_target_positions - len(module.encoder.prompt))
     while len(said) < limit:
-        logits = module.whisper.proj_out(weighted_decoder_states(module.whisper, encoded, inputs, cache)[0, -1])
+        logits = module.whisper.proj_out(decoder_states(module.whisper, encoded, inputs, cache)[0, -1])
         if not said and config.begin_suppress_tokens:
             logits[config.begin_suppress_tokens] = -torch.inf
         token = int(logits.argmax())

@@ -24,7 +24,7 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from whisper_lightning.model.cost import num_parameters, rows_at_once, training_memory_bytes
 from whisper_lightning.model.optim import parameter_groups
-from whisper_lightning.model.whisper import accept_any_length, label_loss, training_states
+from whisper_lightning.model.whisper import label_loss, training_states
 from whisper_lightning.terminal import read_command_line
 
 MIB, GIB = 2**20, 2**30
@@ -46,7 +46,7 @@ def take_steps(
     """Give the most memory that two steps needed, in bytes, and the seconds of the faster."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     before = 0 if device.type == "cuda" else _resident_bytes("VmRSS")
-    whisper = accept_any_length(WhisperForConditionalGeneration(WhisperConfig(**SHAPES[size]))).to(device).train()
+    whisper = WhisperForConditionalGeneration(WhisperConfig(**SHAPES[size])).to(device).train()
     optimizer = torch.optim.AdamW(parameter_groups(whisper.named_parameters(), 0.01), lr=1e-5, fused=True)
     features = torch.randn(batch_size, whisper.config.num_mel_bins, int(100 * seconds), device=device)
     tokens = torch.randint(0, 400, (batch_size, NUM_TOKENS), device=device)
@@ -56,7 +56,9 @@ def take_steps(
     for _ in range(2):
         begin = time.perf_counter()
         with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
-            loss = label_loss(whisper, training_states(whisper, features, tokens, rows), positions, tokens.flatten())
+            loss = label_loss(
+                whisper, training_states(whisper, features, None, tokens, rows), positions, tokens.flatten()
+            )
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()

@@ -68,7 +68,7 @@ def run_ours(turns: Turns, job: Job) -> None:
             f"--data.train={job.folder / job.train.stem}",
             f"--data.val={job.folder / job.test.stem}",
             f"--data.batch_size={job.batch_size}",
-            f"--data.full_share={job.full_share}",
+            f"--model.tail={job.tail}",
             # Reading ahead in the other side's turn would be time that nobody counts.
             "--data.num_workers=0",
         ]

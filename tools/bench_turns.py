@@ -30,7 +30,7 @@ class Job:
         eval_every: Steps between evaluations.
         max_tokens: Tokens that are generated per utterance, without the prompt.
         bf16: Train in bf16 autocast instead of float32.
-        full_share: Share of utterances at full context (ours).
+        tail: The silence behind the speech (ours): `model.tail`.
     """
 
     folder: Path
@@ -42,7 +42,7 @@ class Job:
     eval_every: int
     max_tokens: int
     bf16: bool
-    full_share: float
+    tail: str
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ class WhisperCLI(LightningCLI):
         parser.add_lightning_class_args(Trainer, "trainer")
         parser.link_arguments("trainer.max_steps", "model.max_steps")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
-        for key in ("checkpoint", "language", "task", "context"):
+        for key in ("checkpoint", "language", "task"):
             parser.link_arguments(f"model.{key}", f"data.{key}")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from whisper_lightning.audio import AUDIO_SUFFIXES, HOP_LENGTH, SAMPLE_RATE_HZ, AudioError, stream_audio
@@ -192,16 +193,13 @@ def _decode(module: WhisperModule, pieces: list[_Piece], batch_size: int, bar: t
 
 
 def _texts(module: WhisperModule, waveforms: list[torch.Tensor]) -> list[tuple[str, bool]]:
-    """Decode windows as a test does, at full context; give each text, and whether it is as long as may be."""
-    padded = torch.zeros(len(waveforms), module.full_frames * HOP_LENGTH)
-    for row, waveform in zip(padded, waveforms, strict=True):
-        row[: len(waveform)] = waveform
+    """Decode windows as a test does; give each text, and whether it is as long as may be."""
     prompt = module.encoder.prompt
     limit = min(module.max_tokens, module.whisper.config.max_target_positions - len(prompt))
     try:
         with torch.no_grad():
-            states = module.whisper.model.encoder(module.log_mel(padded.to(module.device))).last_hidden_state
-            rows = greedy_decode(module.whisper, states, prompt, limit)
+            encoded = module.encode(pad_sequence(waveforms, batch_first=True).to(module.device))
+            rows = greedy_decode(module.whisper, encoded, prompt, limit)
     except torch.OutOfMemoryError:
         raise UserError(f"no memory for {len(waveforms)} windows at once; give a smaller --batch_size") from None
     return [(" ".join(module.text(row).split()), len(row) == limit) for row in rows]

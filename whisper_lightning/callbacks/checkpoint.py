@@ -217,9 +217,7 @@ def describe_run(trainer: Trainer) -> dict[str, Any]:
     run = {f"trainer.{name}": getattr(trainer, name) for name in names + limits}
     run |= {f"model.{name}": value for name, value in module.hparams.items() if name not in FREE_OPTIONS}
     run["model.checkpoint"] = module.identity  # it may have moved, or be called by another name
-    run |= {
-        f"data.{name}": getattr(data, name) for name in ("batch_size", "max_batch_seconds", "full_share", "augment")
-    }
+    run |= {f"data.{name}": getattr(data, name) for name in ("batch_size", "max_batch_seconds", "augment")}
     run |= {"seed_everything": data.seed, "number of processes": trainer.world_size}
     # A checkpoint is read without pickle: no enumerations, no paths.
     run = {name: value if isinstance(value, int | float | None) else str(value) for name, value in run.items()}

@@ -6,7 +6,6 @@ import logging
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 from lightning.pytorch import LightningDataModule
@@ -44,8 +43,6 @@ class SpeechDataModule(LightningDataModule):
         eval_batch_size: Utterances per batch and device in validation, test and prediction.
         max_batch_seconds: Cap on the padded audio of a batch in seconds, to bound memory; longer batches get fewer
             utterances.
-        full_share: With model.context dynamic, the share of training utterances that are padded to the full context
-            all the same, so that the model stays good there.
         augment: Change loudness and add noise in training, anew in each epoch.
         num_workers: Processes that read and decode audio.
         cache_dir: Folder that remote shards are downloaded to; by default the user's own cache.
@@ -56,7 +53,6 @@ class SpeechDataModule(LightningDataModule):
         checkpoint: Linked to model.checkpoint.
         language: Linked to model.language.
         task: Linked to model.task.
-        context: Linked to model.context.
     """
 
     def __init__(
@@ -70,7 +66,6 @@ class SpeechDataModule(LightningDataModule):
         batch_size: int = 16,
         eval_batch_size: int = 32,
         max_batch_seconds: float | None = None,
-        full_share: float = 0.15,
         augment: bool = False,
         num_workers: int = 2,
         cache_dir: str | None = None,
@@ -81,7 +76,6 @@ class SpeechDataModule(LightningDataModule):
         checkpoint: str = "openai/whisper-base",
         language: str = "es",
         task: Task = "transcribe",
-        context: Literal["full", "dynamic"] = "dynamic",
     ) -> None:
         super().__init__()
         self.sources = name_sources(train, val, test, predict)
@@ -94,7 +88,6 @@ class SpeechDataModule(LightningDataModule):
         self.columns = columns
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.max_batch_seconds = max_batch_seconds
-        self.full_share = 1.0 if context == "full" else full_share
         self.augment = augment
         self.num_workers = num_workers
         self.max_rejected_fraction = max_rejected_fraction
@@ -206,10 +199,10 @@ class SpeechDataModule(LightningDataModule):
         pd.DataFrame(rows, columns=columns).to_csv(path, index=False, encoding="utf-8")
         return path
 
-    def _loader(self, name: str, options: PlanOptions) -> EpochLoader:
+    def _loader(self, name: str, batch_size: int) -> EpochLoader:
         trainer, split = self.trainer, self.splits[name]
         assert trainer is not None
-        training = name == "train"
+        training, options = name == "train", PlanOptions(batch_size, self.max_batch_seconds)
 
         @lru_cache(maxsize=1)
         def plan(epoch: int) -> Plan:
@@ -229,22 +222,17 @@ class SpeechDataModule(LightningDataModule):
         )
 
     def train_dataloader(self) -> EpochLoader:
-        """Shuffled, in duration buckets, with a share at full context."""
-        return self._loader(
-            "train", PlanOptions(self.batch_size, self.full_samples, self.full_share, self.max_batch_seconds)
-        )
+        """Shuffled, in duration buckets."""
+        return self._loader("train", self.batch_size)
 
     def val_dataloader(self) -> EpochLoader:
-        """Sorted by duration, at full context, as other programs decode."""
-        return self._evaluation_loader("val")
+        """Sorted by duration."""
+        return self._loader("val", self.eval_batch_size)
 
     def test_dataloader(self) -> EpochLoader:
-        """Sorted, at full context, as other programs decode."""
-        return self._evaluation_loader("test")
+        """Sorted by duration."""
+        return self._loader("test", self.eval_batch_size)
 
     def predict_dataloader(self) -> EpochLoader:
-        """Sorted, at full context, as other programs decode."""
-        return self._evaluation_loader("predict")
-
-    def _evaluation_loader(self, name: str) -> EpochLoader:
-        return self._loader(name, PlanOptions(self.eval_batch_size, self.full_samples, 1.0, self.max_batch_seconds))
+        """Sorted by duration."""
+        return self._loader("predict", self.eval_batch_size)

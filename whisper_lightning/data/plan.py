@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple, overload
 
 import numpy as np
@@ -92,14 +93,10 @@ class PlanOptions:
 
     Attributes:
         batch_size: Utterances per batch and rank, at most.
-        full_samples: The model's own maximum context, in samples.
-        full_share: Share of the utterances that are padded to the full context, 0 to 1.
         max_batch_seconds: Cap on the padded audio of one batch, in seconds; it bounds memory. None: no cap.
     """
 
     batch_size: int
-    full_samples: int
-    full_share: float = 0.0
     max_batch_seconds: float | None = None
 
     def rows(self, num_samples: NDArray[np.integer]) -> NDArray[np.int64]:
@@ -130,7 +127,7 @@ def plan_epoch(
     Args:
         num_samples: Length of each utterance in samples, `(U,)`.
         shards: Shard of each utterance, `(U,)`; utterances of a window of shards stay near one another.
-        options: Batch size, context and cap.
+        options: Batch size and cap.
         seed: The run's seed.
         epoch: Counts from 0.
         rank: Whose batches to give. What the other ranks get is worked out too, and forgotten.
@@ -150,8 +147,8 @@ def plan_epoch(
     assert count <= np.iinfo(np.int32).max
     rng = np.random.Generator(np.random.PCG64([seed, epoch]))
     order = _shuffled(shards, rng) if shuffle else _by_duration(num_samples, longest_first=True)
-    buckets, contexts = _assign_buckets(num_samples, order, options, shuffle=shuffle)
-    batches = _split_until_divisible(_cut(order, buckets, contexts, num_samples, options), world_size)
+    batches = _cut_buckets(num_samples, order, options) if shuffle else _cut_sorted(num_samples, order, options)
+    batches = _split_until_divisible(batches, world_size)
     if shuffle:
         return batches.take(_group(batches, order, world_size, rng)[:, rank])
     return batches.take(np.arange(rank, len(batches), world_size))
@@ -180,76 +177,49 @@ def _by_duration(num_samples: NDArray[np.integer], *, longest_first: bool = Fals
     return (keys & 0xFFFFFFFF).astype(np.int32)
 
 
-def _assign_buckets(
-    num_samples: NDArray[np.integer], order: NDArray[np.int32], options: PlanOptions, *, shuffle: bool
-) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Give the bucket of each utterance, and of each bucket the context in samples that it is capped for.
-
-    Bucket 0 holds the utterances that are padded to the full context; their number per duration bucket is fixed and
-    they come first in this epoch's order, so that the counts do not depend on the epoch.
-    """
-    count = len(num_samples)
-    if options.full_share >= 1.0:
-        return np.zeros(count, np.uint8), np.array([options.full_samples])
-    num_batches = math.ceil(count / options.batch_size)
-    # The square root balances little padding (many buckets) against random company (many batches in each).
-    num_buckets = max(1, min(100, round(math.sqrt(num_batches)))) if shuffle else 1
-    by_duration = _by_duration(num_samples)
-    ends = -(-np.arange(num_buckets + 1) * count // num_buckets)
-    buckets = np.empty(count, np.uint8)
-    buckets[by_duration] = np.repeat(np.arange(1, num_buckets + 1, dtype=np.uint8), np.diff(ends))
-    longest = num_samples[by_duration[ends[1:] - 1]]
-    contexts = np.concatenate([[options.full_samples], _whole_positions(longest)])
-    if options.full_share > 0:
-        by_bucket = order[np.argsort(buckets[order], kind="stable")]
-        for start, quota in zip(ends[:-1], np.round(np.diff(ends) * options.full_share).astype(np.int64), strict=True):
-            buckets[by_bucket[start : start + quota]] = 0
-    return buckets, contexts
-
-
 def _whole_positions(num_samples: NDArray[np.integer]) -> NDArray[np.int64]:
     """Round up to whole encoder positions."""
     return -(-num_samples.astype(np.int64) // SAMPLES_PER_POSITION) * SAMPLES_PER_POSITION
 
 
-def _cut(
-    order: NDArray[np.int32],
-    buckets: NDArray[np.uint8],
-    contexts: NDArray[np.int64],
-    num_samples: NDArray[np.integer],
-    options: PlanOptions,
-) -> Plan:
-    """Cut each bucket, in order, into batches of as many rows as its cap admits."""
-    by_bucket = order[np.argsort(buckets[order], kind="stable")]
-    lengths = num_samples[by_bucket]
-    ends = np.cumsum(np.bincount(buckets, minlength=len(contexts)))
-    if len(contexts) == 2:
-        # One unshuffled bucket is sorted, longest first: its rows per batch follow the batch, not the bucket.
-        longest_from_here = np.maximum.accumulate(lengths[ends[0] :][::-1])[::-1]
-        rest = _cut_growing(options.rows(_whole_positions(longest_from_here))) + ends[0]
-        firsts = [np.arange(0, ends[0], options.rows(contexts)[0]), rest]
-    else:
-        spans = zip(np.append(0, ends[:-1]), ends, options.rows(contexts), strict=True)
-        firsts = [np.arange(start, end, rows) for start, end, rows in spans]
-    starts = np.concatenate(firsts)
-    padded = _whole_positions(np.maximum.reduceat(lengths, starts))
-    padded[: len(firsts[0])] = options.full_samples
-    return Plan(by_bucket, np.append(starts, len(order)), padded.astype(np.int32))
+def _cut_buckets(num_samples: NDArray[np.integer], order: NDArray[np.int32], options: PlanOptions) -> Plan:
+    """Cut each duration bucket, in this epoch's order, into batches of as many rows as its longest admits."""
+    count = len(num_samples)
+    # The square root balances little padding (many buckets) against random company (many batches in each).
+    num_buckets = max(1, min(100, round(math.sqrt(math.ceil(count / options.batch_size)))))
+    by_duration = _by_duration(num_samples)
+    ends = -(-np.arange(num_buckets + 1) * count // num_buckets)
+    buckets = np.empty(count, np.uint8)
+    buckets[by_duration] = np.repeat(np.arange(num_buckets, dtype=np.uint8), np.diff(ends))
+    rows = options.rows(_whole_positions(num_samples[by_duration[ends[1:] - 1]]))
+    starts = [np.arange(start, end, each) for (start, end), each in zip(pairwise(ends), rows, strict=True)]
+    return _batches(order[np.argsort(buckets[order], kind="stable")], np.concatenate(starts), num_samples)
+
+
+def _cut_sorted(num_samples: NDArray[np.integer], order: NDArray[np.int32], options: PlanOptions) -> Plan:
+    """Cut utterances in order, longest first, into batches of as many rows as the first of each admits."""
+    return _batches(order, _cut_growing(options.rows(_whole_positions(num_samples[order]))), num_samples)
+
+
+def _batches(order: NDArray[np.int32], starts: NDArray[np.int64], num_samples: NDArray[np.integer]) -> Plan:
+    """Give the batches that begin at `starts`, each as long as its longest utterance."""
+    padded = _whole_positions(np.maximum.reduceat(num_samples[order], starts))
+    return Plan(order, np.append(starts, len(order)), padded.astype(np.int32))
 
 
 def _cut_growing(rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """Give the first utterance of each batch, where a batch that begins at i may have `rows[i]`, which never fall."""
     starts, first = [np.empty(0, np.int64)], 0
-    for size in range(rows[0], rows[-1] + 1) if len(rows) else ():
+    for size in range(rows[0], rows[-1] + 1):
         starts.append(np.arange(first, np.searchsorted(rows, size, side="right"), size))
         first += size * len(starts[-1])
     return np.concatenate(starts)
 
 
 def _split_until_divisible(batches: Plan, world_size: int) -> Plan:
-    """Halve the largest batches until every rank gets equally many; a half keeps its context.
+    """Halve the largest batches until every rank gets equally many; a half keeps its length.
 
-    The context stays because an utterance must decode alike whatever the number of ranks.
+    It stays because an utterance must decode alike whatever the number of ranks.
     """
     while len(batches) % world_size:
         largest = int(np.argmax(batches.sizes))

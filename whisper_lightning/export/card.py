@@ -177,7 +177,7 @@ def _training(words: dict[str, str], run: Run, hours: float | None, num_utteranc
         words["batch"]: f"{data['batch_size']} x {trainer['accumulate_grad_batches']}",
         words["learning_rate"]: f"{model['learning_rate']:g}, {model['schedule']}, warm-up {model['warmup_steps']}",
         words["weight_decay"]: model["weight_decay"],
-        words["context"]: f"{model['context']}, full_share {data['full_share']:g}",
+        words["tail"]: model["tail"],
         words["augmentation"]: f"spec_augment {model['spec_augment']}, augment {data['augment']}",
         words["precision"]: trainer["precision"] or "32-true",
         words["seed"]: run.config["seed_everything"],

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from whisper_lightning.audio import HOP_LENGTH
@@ -61,11 +62,10 @@ class Decoding:
 
 @torch.no_grad()
 def decode(module: WhisperModule, waveforms: Sequence[torch.Tensor], decoding: Decoding) -> list[str]:
-    """Transcribe `(N,)` clips at full context, as the WER of a test is computed."""
+    """Transcribe `(N,)` clips, as the WER of a test is computed."""
     texts: list[str] = []
     for start in tqdm(range(0, len(waveforms), BATCH_SIZE), desc="our decode", leave=False):
-        batch = torch.stack([decoding.pad(waveform) for waveform in waveforms[start : start + BATCH_SIZE]])
-        states = module.whisper.model.encoder(module.log_mel(batch.to(module.device))).last_hidden_state
-        tokens = greedy_decode(module.whisper, states, decoding.prompt, decoding.max_tokens)
+        batch = pad_sequence(list(waveforms[start : start + BATCH_SIZE]), batch_first=True).to(module.device)
+        tokens = greedy_decode(module.whisper, module.encode(batch), decoding.prompt, decoding.max_tokens)
         texts += [module.text(row) for row in tokens]
     return texts

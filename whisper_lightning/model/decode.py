@@ -8,13 +8,16 @@ import torch
 from transformers import WhisperForConditionalGeneration
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
+from whisper_lightning.model.tail import Encoded
+from whisper_lightning.model.whisper import decoder_states
+
 TOKENS_BETWEEN_CHECKS = 4
 """How often finished rows are looked for: each look waits for the device."""
 
 
 @torch.no_grad()
 def greedy_decode(
-    whisper: WhisperForConditionalGeneration, encoder_states: torch.Tensor, prompt: Sequence[int], max_tokens: int
+    whisper: WhisperForConditionalGeneration, encoded: Encoded, prompt: Sequence[int], max_tokens: int
 ) -> list[list[int]]:
     """Generate the most probable token after token for a batch of encoded utterances.
 
@@ -23,7 +26,7 @@ def greedy_decode(
 
     Args:
         whisper: The model, in evaluation mode.
-        encoder_states: `(B, S, D)`.
+        encoded: The utterances.
         prompt: Start, language, task and no-timestamps tokens.
         max_tokens: Longest transcript, without the prompt, in tokens.
 
@@ -31,7 +34,7 @@ def greedy_decode(
         For each utterance its text tokens, without prompt and end token.
     """
     end = whisper.generation_config.eos_token_id
-    batch_size, device = len(encoder_states), encoder_states.device
+    batch_size, device = len(encoded.states), encoded.states.device
     limit = min(len(prompt) + max_tokens, whisper.config.max_target_positions)
     generated = torch.full((batch_size, limit), end, device=device)
     rows = torch.arange(batch_size, device=device)
@@ -40,9 +43,7 @@ def greedy_decode(
     inputs = torch.tensor([list(prompt)], device=device).expand(batch_size, -1)
     always, at_first = _suppressed(whisper, device)
     for position in range(len(prompt), limit):
-        # By position: transformers 5.24 gave the cache another name.
-        states = whisper.model.decoder(inputs, None, encoder_states, cache, use_cache=True).last_hidden_state
-        logits = whisper.proj_out(states[:, -1])
+        logits = whisper.proj_out(decoder_states(whisper, encoded, inputs, cache)[:, -1])
         logits = logits.index_fill(1, torch.cat([always, at_first]) if position == len(prompt) else always, -torch.inf)
         tokens = logits.argmax(dim=1)
         generated[rows, position] = tokens
@@ -54,7 +55,7 @@ def greedy_decode(
             if len(alive) < len(rows):
                 cache.batch_select_indices(alive)
                 rows, finished, tokens = rows[alive], finished[alive], tokens[alive]
-                encoder_states = encoder_states[alive]
+                encoded = encoded._replace(states=encoded.states[alive])
         inputs = tokens[:, None]
     return [_until(row, end) for row in generated[:, len(prompt) :].tolist()]
 

@@ -14,13 +14,14 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from whisper_lightning.audio import HOP_LENGTH, SAMPLE_RATE_HZ
+from whisper_lightning.audio import SAMPLES_PER_POSITION
 from whisper_lightning.errors import UserError
 from whisper_lightning.features import log_mel, mask_log_mel, mel_filters
 from whisper_lightning.files import read_checkpoint
-from whisper_lightning.model.cost import rows_at_once
+from whisper_lightning.model.cost import POSITIONS_PER_SECOND, rows_at_once
 from whisper_lightning.model.decode import greedy_decode
 from whisper_lightning.model.optim import Schedule, learning_rate_factor, parameter_groups
+from whisper_lightning.model.tail import Encoded, Tail, encode
 from whisper_lightning.model.weights import identify
 from whisper_lightning.model.whisper import (
     decoder_states,
@@ -70,8 +71,8 @@ class WhisperModule(LightningModule):
             steps and data begin anew.
         language: Language of the speech, by code or English name.
         task: What the decoder is asked for.
-        context: How long the encoder's input is: `full` is the model's own maximum (30 s for every published
-            Whisper), `dynamic` as long as the batch. Tests, predictions and the reported WER are at full context.
+        tail: How finely the silence behind the speech is sampled, in cells: the model hears its own maximum (30 s for
+            every published Whisper), and few of its silent positions are computed. `exact` computes every one.
         learning_rate: Peak learning rate.
         warmup_steps: Optimizer steps of linear warm-up.
         max_steps: Optimizer steps of the run; linked to trainer.max_steps.
@@ -90,7 +91,7 @@ class WhisperModule(LightningModule):
         initial_weights: str | None = None,
         language: str = "es",
         task: Task = "transcribe",
-        context: Literal["full", "dynamic"] = "dynamic",
+        tail: int | Literal["exact"] = 40,
         learning_rate: float = 1e-5,
         warmup_steps: int = 50,
         max_steps: int = 100,
@@ -102,7 +103,6 @@ class WhisperModule(LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.context = context
         self.activation_seconds = activation_seconds
         self.spec_augment = spec_augment
         self.max_tokens = max_tokens
@@ -112,7 +112,10 @@ class WhisperModule(LightningModule):
         self.identity = identify(self.whisper, self.processor.tokenizer, with_weights=not random_weights)
         if initial_weights is not None:
             self._take_weights(Path(initial_weights))
+        if tail != "exact" and tail < 1:
+            raise UserError(f"model.tail: {tail}; give a number of cells, such as 40, or exact")
         self.full_frames: int = 2 * self.whisper.config.max_source_positions
+        self.tail = Tail(self.whisper.model.encoder, None if tail == "exact" else tail)
         self.register_buffer("filters", mel_filters(self.whisper.config.num_mel_bins), persistent=False)
         self._group_sums: list[torch.Tensor] = []
         self._group_tokens = 0
@@ -120,7 +123,7 @@ class WhisperModule(LightningModule):
         self._step_metrics: dict[str, torch.Tensor | float] = {}
 
     def training_step(self, batch: SpeechBatch, batch_idx: int) -> torch.Tensor:
-        """Log-mel, encoder, decoder, loss.
+        """Log-mel, a sample of the silence, encoder, decoder, loss.
 
         The loss of a step is the sum over all label tokens of its accumulation group, on all ranks, divided by their
         number, which is known only when the group is complete: so a batch contributes its sum, and
@@ -129,8 +132,10 @@ class WhisperModule(LightningModule):
         features = self.log_mel(batch.waveforms)  # (B, F, T)
         if self.spec_augment:
             features = mask_log_mel(features)
-        rows = rows_at_once(len(features), batch.waveforms.shape[1] / SAMPLE_RATE_HZ, self.activation_seconds)
-        states = training_states(self.whisper, features, batch.decoder_input_ids, rows)  # (B, L, D)
+        sample = self.tail.sample(self.whisper.model.encoder, features.shape[2])
+        seconds = self.tail.num_positions(features.shape[2]) / POSITIONS_PER_SECOND
+        rows = rows_at_once(len(features), seconds, self.activation_seconds)
+        states = training_states(self.whisper, features, sample, batch.decoder_input_ids, rows)  # (B, L, D)
         loss_sum = label_loss(self.whisper, states, batch.label_positions, batch.label_tokens)
         self._group_sums.append(loss_sum.detach())
         self._group_tokens += len(batch.label_tokens)
@@ -219,10 +224,10 @@ class WhisperModule(LightningModule):
 
     def validation_step(self, batch: SpeechBatch, batch_idx: int) -> Decoded:  # type: ignore[override]
         """Encode once; take loss and transcripts from the same states."""
-        encoder_states = self.whisper.model.encoder(self.log_mel(batch.waveforms)).last_hidden_state  # (B, S, D)
-        states = decoder_states(self.whisper, encoder_states, batch.decoder_input_ids)
+        encoded = self.encode(batch.waveforms)
+        states = decoder_states(self.whisper, encoded, batch.decoder_input_ids)
         loss_sum = label_loss(self.whisper, states, batch.label_positions, batch.label_tokens)
-        tokens = greedy_decode(self.whisper, encoder_states, self.encoder.prompt, self.max_tokens)
+        tokens = greedy_decode(self.whisper, encoded, self.encoder.prompt, self.max_tokens)
         return Decoded([self.text(row) for row in tokens], loss_sum, len(batch.label_tokens))
 
     def text(self, tokens: Sequence[int]) -> str:
@@ -233,9 +238,15 @@ class WhisperModule(LightningModule):
     predict_step = validation_step
 
     def log_mel(self, waveforms: torch.Tensor) -> torch.Tensor:
-        """Turn `(B, N)` waveforms into `(B, F, N / 160)` features on their device, in float32."""
-        filters = self.get_buffer("filters")
-        return log_mel(waveforms, filters, waveforms.shape[1] // HOP_LENGTH, self.full_frames)
+        """Turn `(B, N)` waveforms into `(B, F, T)` features on their device, in float32: speech and some silence."""
+        num_frames = self.tail.num_frames(-(-waveforms.shape[1] // SAMPLES_PER_POSITION) * 2)
+        return log_mel(waveforms, self.get_buffer("filters"), num_frames, self.full_frames)
+
+    def encode(self, waveforms: torch.Tensor) -> Encoded:
+        """Encode `(B, N)` waveforms and the silence that follows them."""
+        features = self.log_mel(waveforms)
+        sample = self.tail.sample(self.whisper.model.encoder, features.shape[2])
+        return encode(self.whisper.model.encoder, features, sample)
 
     def configure_optimizers(self) -> Any:
         """Fused AdamW with a learning rate that is a function of the step."""

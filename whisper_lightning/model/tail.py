@@ -14,15 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
-from transformers import WhisperForConditionalGeneration
-from transformers.cache_utils import EncoderDecoderCache
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 MARGIN = 3
@@ -141,25 +139,6 @@ def encode(encoder: WhisperEncoder, features: torch.Tensor, sample: Sample | Non
         if sample is not None:
             states = states + sample.defects[number]
     return Encoded(encoder.layer_norm(states), log_weights)
-
-
-def weighted_decoder_states(
-    whisper: WhisperForConditionalGeneration,
-    encoded: Encoded,
-    decoder_input_ids: torch.Tensor,
-    cache: EncoderDecoderCache | None = None,
-) -> torch.Tensor:
-    """Run the decoder over `(B, L)` tokens that follow those of a cache; give its states, `(B, L, D)`."""
-    assert whisper.config._attn_implementation == "sdpa", "others are not causal without a mask"
-    decoder = whisper.model.decoder
-    start = 0 if cache is None else cache.get_seq_length()
-    positions = decoder.embed_positions.weight[start : start + decoder_input_ids.shape[1]]
-    states = decoder.embed_tokens(decoder_input_ids) + positions
-    states = F.dropout(states, p=decoder.dropout, training=decoder.training)
-    for layer in decoder.layers:
-        # By position: transformers 5.24 gave the cache another name. Without a mask attention is causal.
-        states = layer(states, None, encoded.states, encoded.log_weights, cache)
-    return cast("torch.Tensor", decoder.layer_norm(states))
 
 
 def _borders(num_positions: int, num_cells: int) -> NDArray[np.int64]:

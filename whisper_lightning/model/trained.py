@@ -14,7 +14,7 @@ from whisper_lightning.model.module import WhisperModule
 
 
 def open_model(source: str, *, language: str | None = None) -> WhisperModule:
-    """Give a module in evaluation mode, on the CPU in float32, with context `full`: as other programs decode.
+    """Give a module in evaluation mode, on the CPU in float32.
 
     Args:
         source: A run's folder (its `best/` is taken), a checkpoint file of a run (`last.ckpt`), a folder in Hugging
@@ -38,7 +38,7 @@ def open_model(source: str, *, language: str | None = None) -> WhisperModule:
     trained = _trained_for(source)
     if language is not None:
         trained["language"] = language
-    return WhisperModule(checkpoint=source, **trained, context="full").eval()
+    return WhisperModule(checkpoint=source, **trained).eval()
 
 
 def _trained_for(source: str) -> dict[str, Any]:
@@ -68,4 +68,4 @@ def _open_checkpoint(path: Path, language: str | None) -> WhisperModule:
         hparams["checkpoint"] = str(best)
     if language is not None:
         hparams["language"] = language
-    return WhisperModule(**hparams | {"random_weights": True, "initial_weights": str(path), "context": "full"})
+    return WhisperModule(**hparams | {"random_weights": True, "initial_weights": str(path)})

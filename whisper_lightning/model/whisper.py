@@ -1,4 +1,4 @@
-"""Whisper with a context as long as the batch, and its loss on the tokens that count."""
+"""Whisper with a silence that is sampled, and its loss on the tokens that count."""
 
 from __future__ import annotations
 
@@ -9,32 +9,18 @@ import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
-from transformers.cache_utils import DynamicCache, EncoderDecoderCache
-from transformers.modeling_outputs import BaseModelOutput
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers.cache_utils import EncoderDecoderCache
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from whisper_lightning.errors import UserError
-from whisper_lightning.model.tail import encode
+from whisper_lightning.model.tail import Encoded, Sample, encode
 from whisper_lightning.model.weights import load_weights
 from whisper_lightning.processor import first_line, load_config
 from whisper_lightning.text import LabelEncoder, Task
 
 
-class VariableLengthEncoder(WhisperEncoder):
-    """Whisper's encoder for any even number of frames up to the full context.
-
-    It has the parameters of transformers' encoder under the same names and computes the same at full context; only
-    the check for 30 s is gone, and a shorter input uses the first positions.
-    """
-
-    def forward(self, input_features: torch.Tensor, attention_mask: None = None, **kwargs: Any) -> BaseModelOutput:
-        """Encode `(B, F, T)` log-mel frames into `(B, S, D)` states, with S = T / 2."""
-        return BaseModelOutput(last_hidden_state=encode(self, input_features, None).states)
-
-
 def load_whisper(checkpoint: str, encoder: LabelEncoder, *, random_weights: bool) -> WhisperForConditionalGeneration:
-    """Load a Whisper by hub name or local folder, in float32, to train and to decode at any length.
+    """Load a Whisper by hub name or local folder, in float32.
 
     Args:
         checkpoint: Hub name, or folder in Hugging Face layout.
@@ -49,13 +35,6 @@ def load_whisper(checkpoint: str, encoder: LabelEncoder, *, random_weights: bool
     config.encoder_layerdrop = config.decoder_layerdrop = 0.0
     whisper = WhisperForConditionalGeneration(config) if random_weights else load_weights(checkpoint, config)
     whisper.generation_config = greedy_config(checkpoint, config, encoder)
-    return accept_any_length(whisper)
-
-
-def accept_any_length(whisper: WhisperForConditionalGeneration) -> WhisperForConditionalGeneration:
-    """Give a model `VariableLengthEncoder`; the state dictionary has the same keys."""
-    # The classes differ in `forward` alone, so the encoder that is there takes it on.
-    whisper.model.encoder.__class__ = VariableLengthEncoder
     return whisper
 
 
@@ -103,28 +82,38 @@ def _special_ids(encoder: LabelEncoder) -> dict[str, Any]:
 
 
 def decoder_states(
-    whisper: WhisperForConditionalGeneration, encoder_states: torch.Tensor, decoder_input_ids: torch.Tensor
+    whisper: WhisperForConditionalGeneration,
+    encoded: Encoded,
+    decoder_input_ids: torch.Tensor,
+    cache: EncoderDecoderCache | None = None,
 ) -> torch.Tensor:
-    """Run the decoder over whole transcripts.
+    """Run the decoder over tokens that follow those of a cache; without one, over whole transcripts.
 
     Args:
         whisper: The model.
-        encoder_states: `(B, S, D)`.
-        decoder_input_ids: `(B, L)`, padded on the right with any token.
+        encoded: What it attends to.
+        decoder_input_ids: `(B, L)`, padded on the right with any token; with a filled cache, L is 1.
+        cache: Keys and values of the tokens before, to which these are added.
 
     Returns:
         `(B, L, D)`.
     """
-    # Without a cache transformers looks for packed sequences in the position ids, and each look waits for the device.
-    empty = EncoderDecoderCache(DynamicCache(), DynamicCache())
-    # By position: transformers 5.24 gave the cache another name.
-    states = whisper.model.decoder(decoder_input_ids, None, encoder_states, empty, use_cache=False)
-    return cast("torch.Tensor", states.last_hidden_state)
+    assert whisper.config._attn_implementation == "sdpa", "others are not causal without a mask"
+    decoder = whisper.model.decoder
+    start = 0 if cache is None else cache.get_seq_length()
+    positions = decoder.embed_positions.weight[start : start + decoder_input_ids.shape[1]]
+    states = decoder.embed_tokens(decoder_input_ids) + positions
+    states = F.dropout(states, p=decoder.dropout, training=decoder.training)
+    for layer in decoder.layers:
+        # By position: transformers 5.24 gave the cache another name. Without a mask attention is causal.
+        states = layer(states, None, encoded.states, encoded.log_weights, cache)
+    return cast("torch.Tensor", decoder.layer_norm(states))
 
 
 def training_states(
     whisper: WhisperForConditionalGeneration,
     features: torch.Tensor,
+    sample: Sample | None,
     decoder_input_ids: torch.Tensor,
     rows_at_once: int,
 ) -> torch.Tensor:
@@ -136,6 +125,7 @@ def training_states(
     Args:
         whisper: The model.
         features: `(B, F, T)`.
+        sample: The silence that follows them.
         decoder_input_ids: `(B, L)`.
         rows_at_once: Utterances whose activations are kept at once; B keeps them all and computes nothing twice.
 
@@ -144,7 +134,7 @@ def training_states(
     """
 
     def states(features: torch.Tensor, decoder_input_ids: torch.Tensor) -> torch.Tensor:
-        return decoder_states(whisper, whisper.model.encoder(features).last_hidden_state, decoder_input_ids)
+        return decoder_states(whisper, encode(whisper.model.encoder, features, sample), decoder_input_ids)
 
     if rows_at_once >= len(features):
         return states(features, decoder_input_ids)

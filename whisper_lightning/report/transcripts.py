@@ -76,7 +76,7 @@ def transcribe_test_set(
     data: DataOptions,
     folder: Path,
 ) -> Transcripts:
-    """Decode a test set with each model in turn, at full context.
+    """Decode a test set with each model in turn.
 
     Args:
         models: Run folders, checkpoints, folders or hub names.
@@ -132,7 +132,6 @@ def _decode(module: WhisperModule, data: DataOptions, folder: Path) -> tuple[dic
         checkpoint=hparams["checkpoint"],
         language=hparams["language"],
         task=hparams["task"],
-        context="full",
     )
     collect = _Collect()
     trainer = Trainer(
