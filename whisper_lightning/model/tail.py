@@ -4,16 +4,19 @@ A Whisper hears 30 s, 1,500 encoder positions, of which a 5 s clip fills 250. It
 follows, so a model without it is another one; but the silence is almost the same everywhere, so a part of it will do.
 
 The tail is cut into cells. Of each, one position is computed, with its own position embedding, and counts in attention
-for as many keys as the cell has: a coarse quadrature of the same sum. Some silent positions are unlike the rest, their
-states tens of times as long; each of these stands for itself. What such a sum still misses hardly depends on the
-speech. So a recording of silence alone goes through every layer both ways, whole and sampled, and the difference is
-added to the sampled tail of every utterance, as multigrid methods correct what a coarse grid misses.
+for as many keys as the cell has: a coarse quadrature of the same sum. What it misses hardly depends on the speech. So a
+recording of silence alone goes through every layer both ways, whole and sampled, and the difference is added to the
+sampled tail of every utterance, as multigrid methods correct what a coarse grid misses.
+
+Some silent positions are unlike the rest, their states up to twenty times as long. No other can stand for one of these,
+but they hardly depend on the speech either: all utterances hear them as they are in the recording of silence.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -25,8 +28,8 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 MARGIN = 3
 """Positions behind the speech that are computed exactly; the windows of its last frames reach into two."""
-LOUD = 3.0
-"""Silent positions whose states are so many times as long as the median's stand for themselves."""
+LOUD = 2.0
+"""Silent positions whose states are so many times as long as the median's are the loud ones."""
 FLOOR = -0.7
 """Log-mel of the recording of silence: the floor below speech of usual loudness."""
 
@@ -35,13 +38,15 @@ class Sample(NamedTuple):
     """The silence behind the speech of one batch, as far as it is computed.
 
     Attributes:
-        positions: `(S,)` int64, all positions that are computed: the exact ones, the sample, and the last one.
-        log_weights: `(1, 1, 1, S)`: the logarithm of what each counts for in attention.
-        defects: For each encoder layer what to add to its output, `(1, S, D)`; zero where it is exact.
+        positions: `(S,)` int64, the positions that are computed: the exact ones, then one of each cell.
+        log_weights: `(1, 1, 1, S + R)`: the logarithm of what each counts for in attention, and 0 for R loud ones.
+        loud: The loud positions as silence has them, `(1, R, D)` each: the input of each layer, the output of the last.
+        defects: For each layer what to add to its output, `(1, S, D)`; zero where it is exact.
     """
 
     positions: torch.Tensor
     log_weights: torch.Tensor
+    loud: list[torch.Tensor]
     defects: list[torch.Tensor]
 
 
@@ -77,68 +82,70 @@ class Tail:
         exact = num_frames // 2 + MARGIN
         if self.num_cells is None or exact + self.num_cells >= self._end:
             return 2 * (self._end + 1)
-        if exact + len(self._choose(exact)[0]) >= self._end:
-            return 2 * (self._end + 1)
         return 2 * (exact + 1)
 
     def num_positions(self, num_frames: int) -> int:
         """Give the positions that are computed of `num_frames` log-mel frames."""
         exact = num_frames // 2 - 1
-        return exact + 1 if exact == self._end else exact + len(self._choose(exact)[0]) + 1
+        return exact + 1 if exact == self._end else exact + len(self._choose(exact)[0])
 
     def sample(self, encoder: WhisperEncoder, num_frames: int) -> Sample | None:
         """Sample the silence behind `num_frames` log-mel frames with the weights of now; None if nothing is left."""
         exact = num_frames // 2 - 1
         if exact == self._end:
             return None
-        chosen, counts = self._choose(exact)
+        cells, counts, loud = self._choose(exact)
+        weights = np.concatenate([np.ones(exact), counts, np.ones(len(loud))]).astype(np.float32)
+        arrays = np.concatenate([np.arange(exact), cells, loud]), np.log(weights)[None, None, None]
         device = encoder.embed_positions.weight.device
-        positions = torch.from_numpy(np.concatenate([np.arange(exact), chosen, [self._end]]))
-        weights = torch.from_numpy(np.concatenate([np.ones(exact), counts, [1]]).astype(np.float32))
-        positions, log_weights = (each.to(device, non_blocking=True) for each in (positions, weights.log()))
-        log_weights = log_weights[None, None, None]
-        states = _silence(encoder)
+        places, log_weights = (torch.from_numpy(each).to(device, non_blocking=True) for each in arrays)
+        behind, num_cells, silence = places[exact:], len(cells), _silence(encoder)
+        sample = Sample(places[: exact + num_cells], log_weights, [silence[0][:, behind[num_cells:]]], [])
         with _without_dropout(encoder):
-            sampled = [
-                layer(before[:, positions], log_weights)
-                for layer, before in zip(encoder.layers, states[:-1], strict=True)
-            ]
-        defects = [after[:, positions] - coarse for after, coarse in zip(states[1:], sampled, strict=True)]
-        for defect in defects:
-            defect[:, :exact] = 0
-        return Sample(positions, log_weights, defects)
+            for layer, (before, after) in zip(encoder.layers, pairwise(silence), strict=True):
+                coarse = torch.cat([before[:, behind[:num_cells]], sample.loud[-1]], dim=1)
+                heard = layer.self_attn_layer_norm(torch.cat([before[:, :exact], coarse], dim=1))
+                coarse = layer(coarse, log_weights, key_value_states=heard)
+                defect = (after[:, behind] - coarse).detach()
+                sample.defects.append(F.pad(defect[:, :num_cells], (0, 0, exact, 0)))
+                # What silence has, with the gradient of one row.
+                sample.loud.append(coarse[:, num_cells:] + defect[:, num_cells:])
+        return sample
 
-    def _choose(self, start: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Choose positions of the tail that begins at `start`, and what each counts for."""
-        tail = np.arange(start, self._end)
-        lengths = self._lengths[start : self._end]
-        loud = lengths > LOUD * np.median(self._lengths)
+    def _choose(self, start: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Choose positions of the tail that begins at `start`, what each counts for, and those that stand alone."""
+        tail = np.arange(start, self._end + 1)
+        loud = self._lengths[start:] > LOUD * np.median(self._lengths)
+        loud[-1] = True  # it sees the end of the recording
         ordinary = tail[~loud]
         cells: list[NDArray[np.int64]] = np.split(ordinary, _borders(len(ordinary), self.num_cells or 0))
         # The quietest of its middle: one that may become loud in another recording would count for the whole cell.
         middles = [cell[len(cell) // 4 : len(cell) - len(cell) // 4] for cell in cells]
-        chosen = [middle[self._lengths[middle].argmin()] for middle in middles]
-        positions = np.concatenate([chosen, tail[loud]]).astype(np.int64)
-        counts = np.concatenate([[len(cell) for cell in cells], np.ones(np.count_nonzero(loud))]).astype(np.int64)
-        order = positions.argsort()
-        return positions[order], counts[order]
+        chosen = np.array([middle[self._lengths[middle].argmin()] for middle in middles], np.int64)
+        return chosen, np.array([len(cell) for cell in cells]), tail[loud]
 
 
 def encode(encoder: WhisperEncoder, features: torch.Tensor, sample: Sample | None) -> Encoded:
     """Run the encoder over `(B, F, T)` log-mel frames, and over the silence that follows them if there is a sample."""
-    states, positions, log_weights = stem(encoder, features), encoder.embed_positions.weight, None
+    states, positions = stem(encoder, features), encoder.embed_positions.weight
     if sample is not None:
-        # The last position sees the end of the recording, the one before it silence, as all that follow.
-        exact, num_silent = states.shape[1] - 1, len(sample.positions) - states.shape[1]
-        silent = states[:, exact - 1 : exact].expand(-1, num_silent, -1)
-        states = torch.cat([states[:, :exact], silent, states[:, exact:]], dim=1)
-        positions, log_weights = positions[sample.positions], sample.log_weights
+        # The last position sees the end of the features, the one before it silence, as all that follow.
+        silent = states[:, -2:-1].expand(-1, len(sample.positions) - states.shape[1] + 1, -1)
+        states, positions = torch.cat([states[:, :-1], silent], dim=1), positions[sample.positions]
     states = F.dropout(states + positions[: states.shape[1]], p=encoder.dropout, training=encoder.training)
-    for number, layer in enumerate(encoder.layers):
-        states = layer(states, log_weights)
-        if sample is not None:
-            states = states + sample.defects[number]
-    return Encoded(encoder.layer_norm(states), log_weights)
+    if sample is None:
+        for layer in encoder.layers:
+            states = layer(states, None)
+        return Encoded(encoder.layer_norm(states), None)
+    for layer, loud, defect in zip(encoder.layers, sample.loud, sample.defects, strict=False):
+        heard = layer.self_attn_layer_norm(_join(states, loud))
+        states = layer(states, sample.log_weights, key_value_states=heard) + defect
+    return Encoded(encoder.layer_norm(_join(states, sample.loud[-1])), sample.log_weights)
+
+
+def _join(states: torch.Tensor, loud: torch.Tensor) -> torch.Tensor:
+    """Put the loud positions, which are one row, behind `(B, S, D)` states."""
+    return torch.cat([states, loud.expand(len(states), -1, -1)], dim=1)
 
 
 def _borders(num_positions: int, num_cells: int) -> NDArray[np.int64]:
@@ -176,11 +183,10 @@ def stem(encoder: WhisperEncoder, features: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def _without_dropout(module: nn.Module) -> Iterator[None]:
-    """What silence makes of a model is computed without chance, and without gradients."""
+    """What silence makes of a model is computed without chance."""
     training = module.training
     module.eval()
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
         module.train(training)
