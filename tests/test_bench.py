@@ -98,3 +98,22 @@ def test_the_whole_comparison_on_a_small_model(
     assert ratios["checkpoints of a run of 4 evaluations, MB"] >= 1.8
     assert ratios["training step, s per utterance seen"] > 1
     assert ratios["evaluation with loss, s per utterance"] > 1
+
+
+@pytest.mark.slow
+def test_the_comparison_of_quality(
+    quickstart_run: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows of the same seeds, the first compared with itself; what is trained already is not trained again."""
+    best = quickstart_run / "runs" / "quickstart" / "best"
+    arguments = [str(best), str(corpus / "train.csv"), str(corpus / "test.csv"), f"--out={tmp_path / 'out'}"]
+    arguments += ["--tails", "exact", "10", "--seeds", "1", "2", "--max_steps=4", "--learning_rate=0.003"]
+    tables = []
+    for _ in range(2):
+        assert importlib.import_module("tools.bench_quality").main(arguments) == 0
+        tables.append([line for line in capsys.readouterr().out.splitlines() if line.startswith("|")])
+    assert tables[0] == tables[1]
+    exact, ten = (line.split("|") for line in tables[0][-2:])
+    assert (exact[1].strip(), ten[1].strip()) == ("exact", "10")
+    assert exact[3].strip().startswith("+0.00")
+    assert len(ten[2].split(";")) == 2
