@@ -85,10 +85,9 @@ def test_before_is_decoded_whole_where_the_first_validation_was_cut_short(corpus
 
 
 def test_validation_is_decoded_like_the_test(quickstart_run: Path, corpus: Path, tmp_path: Path) -> None:
-    """At full context both: a published Whisper that hears less than 30 s repeats itself."""
+    """Both hear all of the model's seconds: a published Whisper that hears less repeats itself."""
     best = quickstart_run / "runs" / "quickstart" / "best"
     options = [f"--model.checkpoint={best}", "--model.random_weights=false", "--model.max_tokens=60"]
-    # Short clips in batches of their own: at their own length they would be decoded from a shorter context.
     run = tmp_path / "run"
     assert main([*quick_arguments(corpus, run), *options, "--model.learning_rate=1e-12"]) == 0
     tables = [read(run / "transcripts" / f"{name}.csv") for name in ("step-000000", "test")]

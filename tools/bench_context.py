@@ -73,7 +73,7 @@ def listen(module: WhisperModule, tail: Tail, clips: list[Utterance], tokens: li
             ids = torch.tensor([[*module.encoder.prompt, *tokens[number]]])
             states = decoder_states(module.whisper, encoded, ids)[0, len(module.encoder.prompt) - 1 :]
             heard.log_probabilities.append(module.whisper.proj_out(states).log_softmax(dim=-1))
-        heard.num_positions.append(encoded.states.shape[1])
+        heard.num_positions.append(tail.num_positions(tail.num_frames(waveform.shape[1] // HOP_LENGTH)))
         heard.texts.append(module.text(said))
     named = module.whisper.named_parameters()
     heard.gradient = {name: weight.grad.clone() for name, weight in named if weight.grad is not None}

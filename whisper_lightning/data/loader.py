@@ -95,7 +95,7 @@ class BatchDataset(Dataset[Batch | UserError]):
     augment_seed: int | None = None
 
     def __getitem__(self, item: tuple[PlannedBatch, int]) -> Batch | UserError:
-        """Read the utterances of a planned batch of an epoch, and pad them to its context."""
+        """Read the utterances of a planned batch of an epoch, and pad them to its length."""
         try:
             batch = self._read(*item)
             if get_worker_info() is not None:

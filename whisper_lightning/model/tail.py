@@ -28,7 +28,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 MARGIN = 3
 """Positions behind the speech that are computed exactly; the windows of its last frames reach into two."""
-LOUD = 2.0
+LOUD = 3.0
 """Silent positions whose states are so many times as long as the median's are the loud ones."""
 FLOOR = -0.7
 """Log-mel of the recording of silence: the floor below speech of usual loudness."""
