@@ -115,5 +115,5 @@ def test_the_comparison_of_quality(
     assert tables[0] == tables[1]
     exact, ten = (line.split("|") for line in tables[0][-2:])
     assert (exact[1].strip(), ten[1].strip()) == ("exact", "10")
-    assert exact[3].strip().startswith("+0.00")
+    assert exact[3].strip() == "0.00 [0.00, 0.00]"
     assert len(ten[2].split(";")) == 2

@@ -24,7 +24,6 @@ from whisper_lightning.data.generations import open_csv
 from whisper_lightning.data.loader import BatchDataset
 from whisper_lightning.data.plan import PlanOptions, plan_epoch
 from whisper_lightning.metrics import EditCounts, word_edits
-from whisper_lightning.model.tail import Tail
 from whisper_lightning.model.trained import open_model
 from whisper_lightning.statistics import paired_difference
 from whisper_lightning.terminal import read_command_line
@@ -88,8 +87,7 @@ def fit(training: Training, folder: Path, tail: str, seed: int) -> Path:
 @torch.no_grad()
 def score(source: str, table: Path) -> list[EditCounts]:
     """Decode a CSV with every position computed; give the edits of each utterance, normalized."""
-    module = open_model(source)
-    module.tail = Tail(module.whisper.model.encoder, None)
+    module = open_model(source, exact=True)
     index = open_csv(table)
     batches, shards = BatchDataset(index, module.encoder), index.table["shard"]
     plan = plan_epoch(index.num_samples, shards, PlanOptions(batch_size=25), seed=0, epoch=0, shuffle=False)

@@ -40,7 +40,7 @@ def main(args: list[str] | None = None) -> int:
     options = read_command_line(parser, args)
     formats = list(dict.fromkeys(options.formats.split(",")))
     try:
-        module = open_model(options.model, language=options.language)
+        module = open_model(options.model, language=options.language, exact=True)
         check_request(module, options.out, formats)
         run = read_run(options.model)
         clips = read_clips(_test_data(options.data, run), options.num_clips, module.full_frames / 100)

@@ -13,20 +13,21 @@ from whisper_lightning.files import read_checkpoint
 from whisper_lightning.model.module import WhisperModule
 
 
-def open_model(source: str, *, language: str | None = None) -> WhisperModule:
+def open_model(source: str, *, language: str | None = None, exact: bool = False) -> WhisperModule:
     """Give a module in evaluation mode, on the CPU in float32.
 
     Args:
         source: A run's folder (its `best/` is taken), a checkpoint file of a run (`last.ckpt`), a folder in Hugging
             Face layout, or a hub name.
         language: Language that is spoken; by default the one that the model was trained for, else Spanish.
+        exact: Compute every silent position, to compare with other programs to the last digit.
 
     Raises:
         UserError: There is no model, or a run that has no best model yet.
     """
     path = Path(source)
     if path.is_file():
-        return _open_checkpoint(path, language).eval()
+        return _open_checkpoint(path, language, exact=exact).eval()
     if not path.exists():
         runs = sorted(config.parent.name for config in path.parent.glob("*/config.yaml"))
         if runs:  # the hub has no such model either, and offline it takes minutes to say so
@@ -38,6 +39,8 @@ def open_model(source: str, *, language: str | None = None) -> WhisperModule:
     trained = _trained_for(source)
     if language is not None:
         trained["language"] = language
+    if exact:
+        trained["tail"] = "exact"
     return WhisperModule(checkpoint=source, **trained).eval()
 
 
@@ -53,7 +56,7 @@ def _trained_for(source: str) -> dict[str, Any]:
     return {name: value.strip("<|>") for name, value in named.items()}
 
 
-def _open_checkpoint(path: Path, language: str | None) -> WhisperModule:
+def _open_checkpoint(path: Path, language: str | None, *, exact: bool) -> WhisperModule:
     """Open a checkpoint file of a run; the model that the run started from gives everything but the weights."""
     try:
         hparams = read_checkpoint(path).get("hyper_parameters")
@@ -68,4 +71,6 @@ def _open_checkpoint(path: Path, language: str | None) -> WhisperModule:
         hparams["checkpoint"] = str(best)
     if language is not None:
         hparams["language"] = language
+    if exact:
+        hparams["tail"] = "exact"
     return WhisperModule(**hparams | {"random_weights": True, "initial_weights": str(path)})
