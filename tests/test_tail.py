@@ -143,14 +143,17 @@ def test_silence_is_sampled_without_dropout(module: WhisperModule, tail: Tail) -
     assert all(part.training for part in encoder.modules())
 
 
-def test_the_gradient_is_that_of_every_position(module: WhisperModule, tail: Tail) -> None:
-    """Of the speech's states, by the weights of each layer; silence alone would have none of the loud positions'."""
+@pytest.mark.parametrize("places", [list(range(50)), [*range(150, 155), POSITIONS - 1]], ids=["speech", "loud"])
+def test_the_gradient_is_that_of_every_position(module: WhisperModule, places: list[int]) -> None:
+    """Of the speech's states, and of the loud ones', which are one row: by the weights of each layer."""
     encoder, waveforms, gradients = module.whisper.model.encoder, speech(50), []
     with torch.no_grad():
         encoder.embed_positions.weight[150:155] *= 20
     for cells in (None, 20):
         encoder.zero_grad()
-        states = hear(module, Tail(encoder, cells), waveforms).states[:, :50]
+        states = hear(module, Tail(encoder, cells), waveforms).states
+        loud = places[0] > 50 and cells is not None
+        states = states[:, -len(places) :] if loud else states[:, places]
         (states * torch.linspace(-1, 1, states.shape[2])).sum().backward()  # type: ignore[no-untyped-call]
         gradients.append({name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None})
     every, sampled = gradients
