@@ -100,10 +100,12 @@ def test_the_main_process_keeps_its_own_folder_for_sockets() -> None:
 
 WORKERS_END = """
 import multiprocessing, os, signal, sys, time
+from multiprocessing import resource_sharer
 from whisper_lightning.data.workers import obey_the_main_process, starting_workers
 
 def work(main, ready, kind):
     obey_the_main_process()
+    resource_sharer.DupFd(0)  # a socket in the folder, as for a batch that is handed over
     ready.release()
     while kind == "after" and os.getppid() == main:
         pass

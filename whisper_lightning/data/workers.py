@@ -11,7 +11,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from multiprocessing import process, resource_tracker, util
+from multiprocessing import process, resource_sharer, resource_tracker, util
 from pathlib import Path
 
 from whisper_lightning.errors import Interrupted, UserError
@@ -125,8 +125,12 @@ def _clear_up() -> None:
     folder = _folder_of_workers()
     if not _main_process().is_alive():
         shutil.rmtree(folder, ignore_errors=True)
+    # Where it listens for those who fetch its batches: Python would not remove that at a signal's end.
+    socket: str | None = resource_sharer._resource_sharer._address  # type: ignore[attr-defined]
     with suppress(OSError):  # others are in it
-        (folder / str(os.getpid())).unlink(missing_ok=True)
+        for mine in (socket, folder / str(os.getpid())):
+            if mine is not None:
+                Path(mine).unlink(missing_ok=True)
         folder.rmdir()
 
 
