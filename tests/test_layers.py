@@ -25,7 +25,6 @@ MAY_IMPORT = {
     "stop": {"errors"},
     "loggers": {"errors"},
     "data": {"errors", "audio", "text", "processor", "data"},
-    "windows": {"audio"},
     "model": {"errors", "files", "audio", "features", "text", "processor", "model"},
     "callbacks": {
         "errors",
@@ -40,14 +39,15 @@ MAY_IMPORT = {
         "transcripts",
         "callbacks",
     },
-    "export": {"errors", "audio", "text", "metrics", "statistics", "transcripts", "model", "export"},
+    "export": {"errors", "audio", "text", "metrics", "statistics", "transcripts", "model", "terminal", "export"},
     "report": {"errors", "audio", "text", "scoring", "metrics", "statistics", "data", "model", "report"},
     "parser": {"errors", "terminal"},
     "checks": {"errors", "callbacks"},
     "summary": {"callbacks", "statistics", "transcripts"},
     "cli": {"errors", "files", "run", "stop", "loggers", "data", "model", "callbacks", "processor"}
     | {"parser", "checks", "summary", "terminal"},
-    "transcribe": {"errors", "audio", "windows", "text", "model"},
+    "recordings": {"errors", "audio", "subtitles", "export", "terminal"},
+    "subtitles": {"errors"},
     "__main__": {"cli", "stop"},
     "__init__": set[str](),
 }

@@ -108,6 +108,30 @@ def test_silence_alone_is_exact(module: WhisperModule, tail: Tail) -> None:
     assert errors[0] < errors[1] / 5
 
 
+@torch.no_grad()
+def test_silence_is_encoded_once_in_an_evaluation_and_again_for_other_weights(
+    module: WhisperModule, tail: Tail
+) -> None:
+    encoder, calls = module.whisper.model.encoder, []
+    encoder.conv1.register_forward_hook(lambda *_: calls.append(1))
+    first, second = (tail.sample(encoder, num_frames) for num_frames in (60, 80))
+    assert first is not None
+    assert second is not None
+    assert len(calls) == 1
+    fresh = Tail(encoder, 20).sample(encoder, 80)
+    assert fresh is not None
+    assert all(torch.equal(*each) for each in zip(second.defects, fresh.defects, strict=True))
+    encoder.layers[0].fc1.weight.mul_(2)
+    changed = tail.sample(encoder, 80)
+    assert changed is not None
+    assert not torch.equal(changed.defects[0], second.defects[0])
+    with torch.enable_grad():
+        tail.sample(encoder, 80)
+    before = len(calls)
+    tail.sample(encoder, 80)
+    assert len(calls) == before + 1, "training keeps none in memory"
+
+
 def test_a_position_unlike_the_rest_stands_for_itself(module: WhisperModule) -> None:
     encoder = module.whisper.model.encoder
     with torch.no_grad():

@@ -1,10 +1,10 @@
 """What sampling the silence behind the speech changes in a model: its next tokens, its transcripts and its gradient.
 
 Clip by clip, which is the hardest case: in a batch the shorter clips have silence of their own. The reference computes
-every position. Prints a Markdown table with a row for each number of cells: positions computed behind the speech;
-divergence of the next token's distribution (of the reference's transcript), mean and worst; WER, and its difference
-with its interval; clips with the same transcript; cosine of the gradient, summed over the clips, and of each encoder
-layer's.
+every position in float32. Prints a Markdown table with a row for each number of cells: positions computed behind the
+speech; divergence of the next token's distribution (of the reference's transcript), mean and worst; WER, and its
+difference with its interval; clips with the same transcript; cosine of the gradient, summed over the clips, and of each
+encoder layer's. With --bf16 the same under bfloat16 autocast follows, every position included.
 
     python tools/bench_context.py whisper-base speech/test.csv --cells 20 40 60
 """
@@ -64,7 +64,7 @@ def listen(module: WhisperModule, tail: Tail, clips: list[Utterance], tokens: li
         encoded = _encode(module, tail, waveform)
         labels = torch.tensor([module.encoder.encode(clip.sentence)])
         logits = module.whisper.proj_out(decoder_states(module.whisper, encoded, labels[:, :-1]))
-        F.cross_entropy(logits[0], labels[0, 1:], reduction="sum").backward()  # type: ignore[no-untyped-call]
+        F.cross_entropy(logits[0].float(), labels[0, 1:], reduction="sum").backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
             encoded = _encode(module, tail, waveform)
             said = _decode(module, encoded)
@@ -72,7 +72,7 @@ def listen(module: WhisperModule, tail: Tail, clips: list[Utterance], tokens: li
                 tokens.append(said)
             ids = torch.tensor([[*module.encoder.prompt, *tokens[number]]])
             states = decoder_states(module.whisper, encoded, ids)[0, len(module.encoder.prompt) - 1 :]
-            heard.log_probabilities.append(module.whisper.proj_out(states).log_softmax(dim=-1))
+            heard.log_probabilities.append(module.whisper.proj_out(states).float().log_softmax(dim=-1))
         heard.num_positions.append(tail.num_positions(tail.num_frames(waveform.shape[1] // HOP_LENGTH)))
         heard.texts.append(module.text(said))
     named = module.whisper.named_parameters()
@@ -141,6 +141,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--cells", type=int, nargs="+", default=[20, 40, 60], help="a row each")
     parser.add_argument("--num_clips", type=int, default=63)
     parser.add_argument("--longest", type=float, default=13.0, help="leave out longer clips, in seconds")
+    parser.add_argument("--bf16", action="store_true", help="all rows under bfloat16 autocast too")
     parser.add_argument("--quick", action="store_true", help="8 clips, 40 cells")
     given = read_command_line(parser, args)
     if given.quick:
@@ -154,9 +155,13 @@ def main(args: list[str] | None = None) -> int:
     print("| cells | positions | KL | worst | WER, % | difference | same text | gradient | its encoder layers |")
     print("|---|---|---|---|---|---|---|---|---|")
     print(row("every position", exact, exact, clips), flush=True)
-    for num_cells in given.cells:
-        heard = listen(module, Tail(module.whisper.model.encoder, num_cells), clips, tokens, f"{num_cells} cells")
-        print(row(str(num_cells), heard, exact, clips), flush=True)
+    rows = [(num_cells, False) for num_cells in given.cells]
+    rows += [(num_cells, True) for num_cells in (None, *given.cells) if given.bf16]
+    for num_cells, bf16 in rows:
+        name = f"{num_cells or 'every position'}{', bf16' if bf16 else ''}"
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            heard = listen(module, Tail(module.whisper.model.encoder, num_cells), clips, tokens, name)
+        print(row(name, heard, exact, clips), flush=True)
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -125,6 +126,16 @@ def stream_audio(path: Path, max_seconds: float = math.inf) -> Iterator[torch.Te
         raise
     except Exception as error:  # MemoryError too: whatever a decoder raises is about this file alone
         raise AudioError("unreadable", f"{type(error).__name__}: {error}".removesuffix(": ")) from error
+
+
+def promised_seconds(path: Path) -> float:
+    """Give the length that a file's header claims, without decoding it; 0 where it claims none or cannot be read."""
+    with suppress(Exception):
+        info = soundfile.info(path)
+        return float(info.frames / info.samplerate) if info.frames < UNKNOWN_FRAMES else 0.0
+    with suppress(Exception), _open_with_av(path) as file:
+        return max(0.0, float((file.duration or 0) / av.time_base))
+    return 0.0
 
 
 def _stream(path: Path, max_seconds: float) -> Iterator[torch.Tensor]:
@@ -273,7 +284,7 @@ def _decode_with_av(path: Path, max_seconds: float) -> Iterator[Block]:
     # Packed, because PyAV 18 crashes on planes of 8 channels and more.
     to_float = av.AudioResampler(format="flt")
     try:
-        with av.open(str(path.resolve()), metadata_errors="ignore", options={"format_whitelist": AV_FORMATS}) as file:
+        with _open_with_av(path) as file:
             if not file.streams.audio:
                 raise AudioError("not audio", "no audio stream")
             stream = file.streams.audio[0]
@@ -305,6 +316,12 @@ def _decode_with_av(path: Path, max_seconds: float) -> Iterator[Block]:
     _check_length((count - surplus) / rate, max_seconds)
     if count - surplus > given:
         yield np.concatenate(chunks)[: count - surplus - given], rate
+
+
+def _open_with_av(path: Path) -> InputContainer:
+    options = {"format_whitelist": AV_FORMATS}
+    file: InputContainer = av.open(str(path.resolve()), "r", metadata_errors="ignore", options=options)
+    return file
 
 
 def _promised_seconds(file: InputContainer, stream: AudioStream) -> tuple[float, bool]:

@@ -12,6 +12,7 @@ import yaml
 
 from whisper_lightning.export.words import ENGLISH, SPANISH
 from whisper_lightning.model.module import WhisperModule
+from whisper_lightning.model.trained import find_run
 from whisper_lightning.statistics import Difference, Estimate
 from whisper_lightning.transcripts import RATES, measure, measure_difference, read_transcripts
 
@@ -46,13 +47,6 @@ class Run:
     before: Score | None
     after: Score | None
     differences: dict[str, Difference] | None
-
-
-def find_run(source: str) -> Path | None:
-    """Give the folder of the run that a model is from: its folder, its `best/`, or one of its checkpoint files."""
-    path = Path(source).resolve()
-    folders = (path, path.parent, path.parent.parent)
-    return next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
 
 
 def read_run(source: str) -> Run | None:

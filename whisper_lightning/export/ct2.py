@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
+from huggingface_hub.constants import HF_HOME
 
+from whisper_lightning.errors import UserError
 from whisper_lightning.export import hf
 from whisper_lightning.export.decoding import Client, Decoding
 from whisper_lightning.export.hardwired import difference
 from whisper_lightning.model.module import WhisperModule
+from whisper_lightning.model.trained import find_run, model_files, open_model
+from whisper_lightning.terminal import say
 
 Quantization = Literal["int8", "float16", "float32"]
+NOTE = "made_from.json"
+"""Which weights the form was made from, and what the model was trained for."""
 CLIENT_FILES = ["preprocessor_config.json", "tokenizer.json"]
 """What faster-whisper reads beside the model; without it, it asks the hub."""
 
@@ -33,6 +43,70 @@ def write(module: WhisperModule, folder: Path, quantization: Quantization = "flo
         # From full precision whatever the other formats get, so that weights are rounded once.
         hf.write(module, Path(scratch))
         TransformersConverter(scratch, copy_files=CLIENT_FILES).convert(str(folder), quantization=quantization)
+
+
+class Form(NamedTuple):
+    """A model as CTranslate2 reads it, and what it was trained for.
+
+    Attributes:
+        folder: Where it is.
+        language: Code of the language.
+        suppress_tokens: What it never writes; empty where it may write all.
+    """
+
+    folder: Path
+    language: str
+    suppress_tokens: list[int]
+
+
+def converted(source: str) -> Form:
+    """Give a model in CTranslate2's form: the one made before, or one made now if the weights are others.
+
+    It is kept in the run's folder, or in the user's cache where there is no run or it may not be written to.
+
+    Args:
+        source: As `open_model` takes it.
+
+    Raises:
+        UserError: There is no such model, or faster-whisper would misread it.
+    """
+    files = model_files(source)
+    made_from = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    run = find_run(source)
+    name = hashlib.sha256(str(made_from[0][0]).encode()).hexdigest()[:16]
+    cache = Path(HF_HOME).expanduser() / "whisper_lightning" / name
+    own = run and run / ("ct2" if Path(source).is_dir() else f"ct2-{Path(source).stem}")
+    for folder in filter(None, (own, cache)):
+        with suppress(OSError, ValueError, KeyError):
+            told = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+            if told["made_from"] == made_from:
+                return Form(folder, str(told["language"]), list(told["suppress_tokens"]))
+    module = open_model(source)
+    found = difference(module)
+    if found is not None:
+        raise UserError(
+            f"{source}: faster-whisper assumes the published models' vocabulary and context, and this model has "
+            f"{found}; transcribe its clips with python -m whisper_lightning predict"
+        )
+    suppressed = list(module.whisper.generation_config.suppress_tokens or [])
+    note = {"made_from": made_from, "language": module.encoder.language, "suppress_tokens": suppressed}
+    say(f"converting {source} for faster-whisper, once")
+    if own is not None:
+        with suppress(PermissionError):
+            return Form(_keep(module, own, note), module.encoder.language, suppressed)
+    return Form(_keep(module, cache, note), module.encoder.language, suppressed)
+
+
+def _keep(module: WhisperModule, folder: Path, note: dict[str, Any]) -> Path:
+    """Write the form and what it was made from; what has its final name is whole."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.new-") as scratch:
+        fresh = Path(scratch) / "model"
+        write(module, fresh)
+        (fresh / NOTE).write_text(json.dumps(note) + "\n", encoding="utf-8", newline="\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        fresh.replace(folder)
+    return folder
 
 
 def client(module: WhisperModule) -> str:

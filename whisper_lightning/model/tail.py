@@ -74,6 +74,7 @@ class Tail:
         self.num_cells = num_cells
         self._end: int = encoder.config.max_source_positions - 1
         self._lengths: NDArray[np.float32] = np.empty(0, np.float32)
+        self._kept: tuple[list[object], list[torch.Tensor]] = [], []
         if num_cells is not None:
             self._lengths = _silence(encoder)[-2][0].norm(dim=-1).float().cpu().numpy()
 
@@ -99,7 +100,7 @@ class Tail:
         arrays = np.concatenate([np.arange(exact), cells, loud]), np.log(weights)[None, None, None]
         device = encoder.embed_positions.weight.device
         places, log_weights = (torch.from_numpy(each).to(device, non_blocking=True) for each in arrays)
-        behind, num_cells, silence = places[exact:], len(cells), _silence(encoder)
+        behind, num_cells, silence = places[exact:], len(cells), self._silent_states(encoder)
         sample = Sample(places[: exact + num_cells], log_weights, [silence[0][:, behind[num_cells:]]], [])
         with _without_dropout(encoder):
             for layer, (before, after) in zip(encoder.layers, pairwise(silence), strict=True):
@@ -111,6 +112,16 @@ class Tail:
                 # What silence has, with the gradient of one row.
                 sample.loud.append(coarse[:, num_cells:] + defect[:, num_cells:])
         return sample
+
+    def _silent_states(self, encoder: WhisperEncoder) -> list[torch.Tensor]:
+        """Encode silence; once for all batches of an evaluation, where the weights stay what they are."""
+        if torch.is_grad_enabled():  # they change after each, and nothing is held in memory meanwhile
+            self._kept = [], []
+            return _silence(encoder)
+        weights: list[object] = [(each.device, each.dtype, each._version) for each in encoder.parameters()]
+        if self._kept[0] != [id(encoder), *weights]:
+            self._kept = [id(encoder), *weights], _silence(encoder)
+        return self._kept[1]
 
     def _choose(self, start: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Choose positions of the tail that begins at `start`, what each counts for, and those that stand alone."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from transformers import GenerationConfig
+from transformers.utils import cached_file
 
 from whisper_lightning.errors import UserError
 from whisper_lightning.files import read_checkpoint
@@ -42,6 +44,37 @@ def open_model(source: str, *, language: str | None = None, exact: bool = False)
     if exact:
         trained["tail"] = "exact"
     return WhisperModule(checkpoint=source, **trained).eval()
+
+
+def find_run(source: str) -> Path | None:
+    """Give the folder of the run that a model is from: its folder, its `best/`, or one of its checkpoint files."""
+    path = Path(source).resolve()
+    folders = (path, path.parent, path.parent.parent)
+    return next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
+
+
+def model_files(source: str) -> list[Path]:
+    """Give the files that a model is made of; with others in their places it is another model.
+
+    Of the hub's it is one, whose path names the revision.
+
+    Raises:
+        UserError: There is no such model.
+    """
+    path = Path(source)
+    if path.is_file():
+        return [path]
+    folder = path / "best" if (path / "best" / "config.json").is_file() else path
+    found: list[Path] = []
+    if folder.is_dir():
+        found = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin", ".json"))
+    else:
+        with suppress(OSError):
+            found = [Path(str(cached_file(source, "config.json")))]
+    if not found:
+        open_model(source)  # which says what is missing
+    assert found
+    return found
 
 
 def _trained_for(source: str) -> dict[str, Any]:

@@ -1,0 +1,242 @@
+"""Recordings of any length to text with times: faster-whisper, over the model in CTranslate2's form."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import groupby
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from whisper_lightning.audio import AUDIO_SUFFIXES, SAMPLE_RATE_HZ, AudioError, promised_seconds, stream_audio
+from whisper_lightning.errors import UserError
+from whisper_lightning.export import ct2
+from whisper_lightning.subtitles import Transcript, Word
+from whisper_lightning.terminal import say
+
+if TYPE_CHECKING:
+    from faster_whisper import WhisperModel
+    from faster_whisper.transcribe import Segment, TranscriptionOptions
+
+AnyPath = TypeVar("AnyPath", bound=PurePath)
+CPU_COMPUTE_TYPE = "int8"
+"""What a processor computes in by default."""
+
+
+@dataclass(frozen=True)
+class Recognizer:
+    """A model that faster-whisper has opened.
+
+    Attributes:
+        model: faster-whisper's.
+        language: Code of the language that is spoken; None finds it by ear.
+        suppress_tokens: Tokens that are never written.
+    """
+
+    model: WhisperModel
+    language: str | None
+    suppress_tokens: list[int]
+
+
+def find_audio(places: Sequence[Path]) -> list[Path]:
+    """List files as they are, whatever their ending, and what folders hold at any depth with an ending of audio.
+
+    Raises:
+        UserError: Nothing is there, or a folder holds no audio.
+    """
+    found: list[Path] = []
+    for place in places:
+        if place.is_dir():
+            files = sorted(path for path in place.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
+            # macOS puts a ._clip.wav beside each clip.wav on foreign disks, which is no audio.
+            files = [path for path in files if path.is_file() and not path.name.startswith(".")]
+            if not files:
+                raise UserError(f"{place}: no audio in this folder (endings: {' '.join(AUDIO_SUFFIXES)})")
+            found += files
+        elif place.is_file():
+            found.append(place)
+        else:
+            raise UserError(f"{place}: no such file or folder")
+    # The folder is resolved and the name is not: a link keeps the name that the user sees.
+    return list(dict.fromkeys(path.parent.resolve() / path.name for path in found))
+
+
+def stems(paths: Sequence[AnyPath]) -> list[PurePath]:
+    """Give each absolute path a different relative name for its transcript.
+
+    It is its own, from the deepest folder that is above all, without the ending where that leaves them different.
+    """
+    root = next((root for root in paths[0].parents if all(path.is_relative_to(root) for path in paths)), None)
+    if root is None:  # several drives of Windows
+        names = [PurePath(re.sub(r"\W", "", path.drive), *path.parts[1:]) for path in paths]
+    else:
+        names = [PurePath(path.relative_to(root)) for path in paths]
+    short = [name.with_suffix("") for name in names]
+    counts = Counter(str(name).casefold() for name in short)
+    mixed = [each if counts[str(each).casefold()] == 1 else name for each, name in zip(short, names, strict=True)]
+    return mixed if len({str(name).casefold() for name in mixed}) == len(names) else names
+
+
+def open_recognizer(source: str, *, language: str | None = None, compute_type: str = "default") -> Recognizer:
+    """Open a model for recordings, on a GPU where there is one that CTranslate2 can use.
+
+    Args:
+        source: As `open_model` takes it.
+        language: Code of the language; None for the model's own, `auto` to find it by ear.
+        compute_type: As CTranslate2 names it; `default` is int8 on a processor, the weights' own on a GPU.
+
+    Raises:
+        UserError: There is no such model, language or type, or faster-whisper would misread the model.
+    """
+    import ctranslate2
+
+    form = ct2.converted(source)
+    model = _on_the_gpu(form.folder, compute_type) if ctranslate2.get_cuda_device_count() else None
+    if model is None:
+        model = _on_the_processor(form.folder, compute_type)
+    if language not in (None, "auto", *model.supported_languages):
+        raise UserError(f"--language: there is no {language!r}; a code such as es, or auto")
+    return Recognizer(model, None if language == "auto" else language or form.language, form.suppress_tokens)
+
+
+def _on_the_gpu(folder: Path, compute_type: str) -> WhisperModel | None:
+    """Open on a GPU; say so and give None where CTranslate2's libraries are missing."""
+    from faster_whisper import WhisperModel
+
+    try:
+        model = WhisperModel(str(folder), device="cuda", compute_type=compute_type, local_files_only=True)
+        model.encode(np.zeros((model.feature_extractor.mel_filters.shape[0], 3000), np.float32))  # asks for them
+    except ValueError:
+        raise _no_compute_type(compute_type, "cuda") from None
+    except RuntimeError as error:
+        if "cannot be loaded" not in str(error):
+            raise
+        say(
+            f"the GPU is not used: {error}. CTranslate2 needs CUDA 12's cuBLAS and cuDNN 9, also beside a newer CUDA: "
+            "pip install nvidia-cublas-cu12 nvidia-cudnn-cu12, and name their lib folders in LD_LIBRARY_PATH (Windows: "
+            "PATH). This goes on in int8 on the processor",
+            error=True,
+        )
+        return None
+    return model
+
+
+def _on_the_processor(folder: Path, compute_type: str) -> WhisperModel:
+    from faster_whisper import WhisperModel
+
+    kind = CPU_COMPUTE_TYPE if compute_type == "default" else compute_type
+    try:
+        return WhisperModel(str(folder), device="cpu", compute_type=kind, local_files_only=True)
+    except ValueError:
+        raise _no_compute_type(compute_type, "cpu") from None
+
+
+def _no_compute_type(given: str, device: str) -> UserError:
+    import ctranslate2
+
+    known = " ".join(sorted(ctranslate2.get_supported_compute_types(device)))
+    return UserError(f"--compute_type: there is no {given!r} on this machine's {device}; choose from default {known}")
+
+
+def transcribe(
+    recognizer: Recognizer, paths: Sequence[Path], *, sequential: bool = False, batch_size: int = 8, **options: Any
+) -> Generator[tuple[Path, Transcript | AudioError]]:
+    """Transcribe recordings of any length, each as soon as it is complete.
+
+    faster-whisper's batched pipeline takes every text as it comes. So a window whose text repeats itself, or that the
+    model itself doubts, is heard again by the sequential one, with its higher temperatures and threshold of silence.
+
+    Args:
+        recognizer: From `open_recognizer`.
+        paths: Audio files.
+        sequential: Hear one window after the other, each knowing what was said before.
+        batch_size: Windows that are heard at once.
+        options: Of faster-whisper's `transcribe`, by their names there.
+
+    Yields:
+        For each path its transcript, or why there is none.
+    """
+    lengths = [promised_seconds(path) for path in paths]
+    bar_format = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}]"
+    with tqdm(total=max(1.0, sum(lengths)), desc="transcribing", bar_format=bar_format) as bar:
+        for number, path in enumerate(paths):
+            before = sum(lengths[:number])
+            try:
+                blocks = [block.numpy() for block in stream_audio(path)]
+            except AudioError as error:
+                yield path, error
+            else:
+                waveform = np.concatenate([np.zeros(0, np.float32), *blocks])
+                language, pieces = _hear(recognizer, waveform, sequential, batch_size, options)
+                segments = []
+                for segment in pieces:
+                    segments.append(segment)
+                    bar.update(max(0.0, before + min(segment.end, lengths[number]) - bar.n))
+                yield path, _transcript(path, waveform, language, segments)
+            bar.update(before + lengths[number] - bar.n)
+
+
+def _transcript(path: Path, waveform: NDArray[np.float32], language: str, segments: list[Segment]) -> Transcript:
+    words = [Word(word.start, word.end, word.word) for segment in segments for word in segment.words or []]
+    written = [asdict(segment) | {"id": number} for number, segment in enumerate(segments)]
+    return Transcript(path.name, len(waveform) / SAMPLE_RATE_HZ, language, written, words)
+
+
+def _hear(
+    recognizer: Recognizer, waveform: NDArray[np.float32], sequential: bool, batch_size: int, options: dict[str, Any]
+) -> tuple[str, Iterator[Segment]]:
+    """Give the language, and the segments as they come."""
+    from faster_whisper import BatchedInferencePipeline
+
+    told = {"language": recognizer.language, "word_timestamps": True, "vad_filter": True, **options}
+    told["suppress_tokens"] = list(recognizer.suppress_tokens)
+    if sequential or not told["vad_filter"]:
+        segments, info = recognizer.model.transcribe(waveform, **told)
+        return info.language, iter(segments)
+    pipeline = BatchedInferencePipeline(recognizer.model)
+    segments, info = pipeline.transcribe(waveform, batch_size=batch_size, **told)
+    again = partial(recognizer.model.transcribe, **told | {"language": info.language})
+    return info.language, _judged(segments, waveform, info.transcription_options, again)
+
+
+def _judged(
+    segments: Iterable[Segment],
+    waveform: NDArray[np.float32],
+    options: TranscriptionOptions,
+    again: Callable[[NDArray[np.float32]], tuple[Iterable[Segment], Any]],
+) -> Iterator[Segment]:
+    """Hear windows again whose text is doubtful; keep words within what the detector of voices took for speech."""
+    speech = np.array([[each["start"], each["end"]] for each in options.clip_timestamps], float) / SAMPLE_RATE_HZ
+    for _, window in groupby(segments, key=lambda segment: segment.seek):
+        heard = list(window)
+        if any(_is_doubtful(segment, options) for segment in heard):
+            start, end = (int(at * SAMPLE_RATE_HZ) for at in (heard[0].start, heard[-1].end))
+            for segment in again(waveform[start:end])[0]:
+                yield _moved(segment, start / SAMPLE_RATE_HZ)
+            continue
+        for segment in heard:
+            for word in segment.words or []:
+                middle = (word.start + word.end) / 2
+                first, last = speech[min(int(np.searchsorted(speech[:, 1], middle)), len(speech) - 1)]
+                word.start, word.end = (float(np.clip(at, first, last)) for at in (word.start, word.end))
+            yield segment
+
+
+def _is_doubtful(segment: Segment, options: TranscriptionOptions) -> bool:
+    """Judge as the sequential pipeline does."""
+    repeats, doubts = options.compression_ratio_threshold, options.log_prob_threshold
+    too_repetitive = repeats is not None and segment.compression_ratio > repeats
+    return too_repetitive or (doubts is not None and segment.avg_logprob < doubts)
+
+
+def _moved(segment: Segment, seconds: float) -> Segment:
+    for each in (segment, *(segment.words or [])):
+        each.start, each.end = round(each.start + seconds, 3), round(each.end + seconds, 3)
+    return segment
