@@ -9,13 +9,20 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from whisper_lightning.audio import AUDIO_SUFFIXES, SAMPLE_RATE_HZ, AudioError, promised_seconds, stream_audio
+from whisper_lightning.audio import (
+    AUDIO_SUFFIXES,
+    FRAMES_PER_SECOND,
+    SAMPLE_RATE_HZ,
+    AudioError,
+    promised_seconds,
+    stream_audio,
+)
 from whisper_lightning.errors import UserError
 from whisper_lightning.export import ct2
 from whisper_lightning.subtitles import Transcript, Word
@@ -24,10 +31,18 @@ from whisper_lightning.terminal import say
 if TYPE_CHECKING:
     from faster_whisper import WhisperModel
     from faster_whisper.transcribe import Segment, TranscriptionOptions
+    from faster_whisper.transcribe import Word as FasterWord
 
 AnyPath = TypeVar("AnyPath", bound=PurePath)
 CPU_COMPUTE_TYPE = "int8"
 """What a processor computes in by default."""
+
+PIECE_SECONDS, SHORTEST_PIECE_SECONDS = 10.0, 0.1
+"""What is heard again is heard in short pieces, which no Whisper leaves a part of out."""
+SHORT_PAUSE_SECONDS = 1.0
+"""A longer one, which may be music, is not heard."""
+REST_SECONDS = 2.0
+"""So much speech that no word is for has not been heard."""
 
 
 @dataclass(frozen=True)
@@ -150,8 +165,9 @@ def transcribe(
 ) -> Generator[tuple[Path, Transcript | AudioError]]:
     """Transcribe recordings of any length, each as soon as it is complete.
 
-    faster-whisper's batched pipeline takes every text as it comes. So a window whose text repeats itself, or that the
-    model itself doubts, is heard again by the sequential one, with its higher temperatures and threshold of silence.
+    faster-whisper's batched pipeline takes every text as it comes. So a window whose text repeats itself, that the
+    model itself doubts, or where speech was left out, is heard again in short pieces by the sequential one, with its
+    higher temperatures and threshold of silence.
 
     Args:
         recognizer: From `open_recognizer`.
@@ -202,31 +218,86 @@ def _hear(
         return info.language, iter(segments)
     pipeline = BatchedInferencePipeline(recognizer.model)
     segments, info = pipeline.transcribe(waveform, batch_size=batch_size, **told)
-    again = partial(recognizer.model.transcribe, **told | {"language": info.language})
-    return info.language, _judged(segments, waveform, info.transcription_options, again)
+    again = partial(recognizer.model.transcribe, **told | {"language": info.language, "vad_filter": False})
+    speech = _Speech.of(waveform, info.transcription_options.clip_timestamps, info.vad_options.max_speech_duration_s)
+    return info.language, _judged(segments, waveform, speech, info.transcription_options, again)
+
+
+class _Speech(NamedTuple):
+    """What the detector of voices took for speech, in seconds, and the windows that the batched pipeline makes of it.
+
+    It cuts out what is between, and joins the rest to windows as long as the model hears.
+
+    Attributes:
+        spans: `(N, 2)`: from when to when in the recording.
+        ends: `(N,)`: where each ends in what is joined.
+        windows: Of each the beginning and the end in what is joined.
+    """
+
+    spans: NDArray[np.float64]
+    ends: NDArray[np.float64]
+    windows: list[tuple[float, float]]
+
+    @classmethod
+    def of(cls, waveform: NDArray[np.float32], samples: list[dict[str, int]], max_seconds: float) -> _Speech:
+        from faster_whisper.vad import collect_chunks
+
+        spans = np.array([[each["start"], each["end"]] for each in samples], float).reshape(-1, 2) / SAMPLE_RATE_HZ
+        _, chunks = collect_chunks(waveform, samples, max_duration=max_seconds)
+        windows = [(chunk["offset"], chunk["offset"] + chunk["duration"]) for chunk in chunks if chunk["duration"]]
+        return cls(spans, (spans[:, 1] - spans[:, 0]).cumsum(), windows)
+
+    def joined(self, seconds: float) -> float:
+        """Give where a time of the recording is in what is joined."""
+        inside = np.clip(seconds, self.spans[:, 0], self.spans[:, 1]) - self.spans[:, 0]
+        return float(inside.sum())
+
+    def pieces(self, start: float, end: float) -> list[tuple[float, float]]:
+        """Cut what is joined from `start` to `end` into pieces of the recording, between spans where one is long."""
+        pieces: list[tuple[float, float]] = []
+        for (first, last), until in zip(self.spans.tolist(), self.ends.tolist(), strict=True):
+            inner = max(first, last - (until - start)), min(last, last - (until - end))
+            if inner[1] - inner[0] < SHORTEST_PIECE_SECONDS:
+                continue
+            near = pieces and inner[0] - pieces[-1][1] <= SHORT_PAUSE_SECONDS
+            if near and inner[1] - pieces[-1][0] <= PIECE_SECONDS:
+                inner = pieces.pop()[0], inner[1]
+            pieces.append(inner)
+        return pieces
+
+    def bound(self, segment: Segment) -> Segment:
+        """Keep each word in the span in which its middle lies: none is shown over silence."""
+        for word in segment.words or []:
+            middle = (word.start + word.end) / 2
+            first, last = self.spans[min(int(np.searchsorted(self.spans[:, 1], middle)), len(self.spans) - 1)]
+            word.start, word.end = (round(float(np.clip(at, first, last)), 3) for at in (word.start, word.end))
+        return segment
 
 
 def _judged(
     segments: Iterable[Segment],
     waveform: NDArray[np.float32],
+    speech: _Speech,
     options: TranscriptionOptions,
     again: Callable[[NDArray[np.float32]], tuple[Iterable[Segment], Any]],
 ) -> Iterator[Segment]:
-    """Hear windows again whose text is doubtful; keep words within what the detector of voices took for speech."""
-    speech = np.array([[each["start"], each["end"]] for each in options.clip_timestamps], float) / SAMPLE_RATE_HZ
-    for _, window in groupby(segments, key=lambda segment: segment.seek):
-        heard = list(window)
-        if any(_is_doubtful(segment, options) for segment in heard):
-            start, end = (int(at * SAMPLE_RATE_HZ) for at in (heard[0].start, heard[-1].end))
-            for segment in again(waveform[start:end])[0]:
-                yield _moved(segment, start / SAMPLE_RATE_HZ)
-            continue
-        for segment in heard:
-            for word in segment.words or []:
-                middle = (word.start + word.end) / 2
-                first, last = speech[min(int(np.searchsorted(speech[:, 1], middle)), len(speech) - 1)]
-                word.start, word.end = (float(np.clip(at, first, last)) for at in (word.start, word.end))
-            yield segment
+    """Give the segments of the batched pipeline; what it heard badly, or left out at a window's end, is heard again."""
+    groups = groupby(segments, key=lambda segment: segment.seek)
+    seek, group = next(groups, (-1, iter(())))
+    for start, end in speech.windows:
+        window: list[Segment] = []
+        if seek == int(start * FRAMES_PER_SECOND):
+            window = list(group)
+            seek, group = next(groups, (-1, iter(())))
+        words = [word for segment in window for word in segment.words or []]
+        if any(_is_doubtful(segment, options) for segment in window) or not words or _skips(words, speech, start):
+            window, words = [], []
+        yield from (speech.bound(segment) for segment in window)
+        heard = speech.joined(words[-1].end) if words else start
+        if end - heard >= REST_SECONDS or not words:
+            for first, last in speech.pieces(heard, end):
+                for segment in again(waveform[int(first * SAMPLE_RATE_HZ) : int(last * SAMPLE_RATE_HZ)])[0]:
+                    yield speech.bound(_moved(segment, first))
 
 
 def _is_doubtful(segment: Segment, options: TranscriptionOptions) -> bool:
@@ -234,6 +305,12 @@ def _is_doubtful(segment: Segment, options: TranscriptionOptions) -> bool:
     repeats, doubts = options.compression_ratio_threshold, options.log_prob_threshold
     too_repetitive = repeats is not None and segment.compression_ratio > repeats
     return too_repetitive or (doubts is not None and segment.avg_logprob < doubts)
+
+
+def _skips(words: list[FasterWord], speech: _Speech, start: float) -> bool:
+    """Say whether there is much speech before or between a window's words that none of them is for."""
+    ends = [start, *(speech.joined(word.end) for word in words)]
+    return any(speech.joined(word.start) - end >= REST_SECONDS for word, end in zip(words, ends, strict=False))
 
 
 def _moved(segment: Segment, seconds: float) -> Segment:
