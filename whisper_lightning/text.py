@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 from whisper_lightning.errors import UserError
@@ -75,6 +76,12 @@ class LabelEncoder:
         parts = re.split(r"(?<=<)(?=\|)", sentence)
         text = [token for part in parts for token in self._tokenizer.encode(part, add_special_tokens=False).ids]
         return [*self.prompt, *text, self.end]
+
+
+def marks(text: str) -> set[str]:
+    """Give what a text has beside letters, digits and blanks: each mark, and each two characters with a mark."""
+    parts = {*text, *(first + second for first, second in pairwise(text))}
+    return {part for part in parts if not all(letter.isalnum() or letter.isspace() for letter in part)}
 
 
 def normalize(text: str) -> str:

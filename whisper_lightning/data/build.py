@@ -274,7 +274,7 @@ def _file_info(path: Path) -> FileInfo:
 
 def _write_index(folder: Path, num_shards: int, num_rows: int, recipe: Recipe) -> None:
     """Join the records into index.npy, rejected.csv and, last, index.json."""
-    shards, tables, with_rejected = [], [], []
+    shards, tables, with_rejected, marks = [], [], [], set[str]()
     rejected: list[dict[str, Any]] = []
     for number in range(num_shards):
         record = load_record(folder, number, recipe.fingerprint)
@@ -284,6 +284,7 @@ def _write_index(folder: Path, num_shards: int, num_rows: int, recipe: Recipe) -
         name = f"{number:06d}.tar"
         shards.append({"name": name, "bytes": record["bytes"], "sha256": record["sha256"]})
         rejected += record["rejected"]
+        marks.update(record["marks"])
         if record["rejected"]:
             with_rejected.append(number)
     table = np.concatenate(tables)
@@ -307,6 +308,7 @@ def _write_index(folder: Path, num_shards: int, num_rows: int, recipe: Recipe) -
         "num_rows": num_rows,
         "num_utterances": len(table),
         "total_seconds": int(table["num_samples"].sum()) / SAMPLE_RATE_HZ,
+        "marks": sorted(marks),
         "rejected": dict(Counter(row["reason"] for row in rejected)),
         "shards_with_rejected": with_rejected,
         "files": [_file_info(folder / name) for name in ("index.npy", "rejected.csv")],

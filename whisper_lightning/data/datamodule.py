@@ -123,6 +123,11 @@ class SpeechDataModule(LightningDataModule):
                 if name != "train":
                     warn_of_overlap(self.splits["train"], self.splits[name], name)
 
+    @property
+    def marks(self) -> set[str] | None:
+        """What the training sentences have beside letters, digits and blanks; None where nobody knows."""
+        return self.splits["train"].index.marks
+
     def _needed(self) -> list[str]:
         assert self.trainer is not None
         return needed_splits(self.sources, str(self.trainer.state.fn.value))  # type: ignore[union-attr]

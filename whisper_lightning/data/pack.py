@@ -22,6 +22,7 @@ from whisper_lightning.audio import SAMPLE_RATE_HZ, AudioError, load_audio
 from whisper_lightning.data.manifest import Row
 from whisper_lightning.data.shards import BLOCK_BYTES, Rejected, json_offset, padded
 from whisper_lightning.data.workers import obey_the_main_process
+from whisper_lightning.text import marks
 
 
 class Task(NamedTuple):
@@ -93,6 +94,7 @@ def build_shard(task: Task) -> int:
         "rejected": [asdict(row) for row in rejected],
         "files": files,
         "rejected_files": rejected_files,
+        "marks": sorted(set[str]().union(*(marks(row.sentence) for row in task.rows))),
     }
     write_json(folder / f"{number:06d}.json", record)
     return number
@@ -103,7 +105,7 @@ def load_record(folder: Path, number: int, fingerprint: str) -> dict[str, Any] |
     try:
         record: dict[str, Any] = json.loads((folder / f"{number:06d}.json").read_text(encoding="utf-8"))
         tar_bytes = (folder / f"{number:06d}.tar").stat().st_size if record["table"] else 0
-        if record["fingerprint"] != fingerprint or record["bytes"] != tar_bytes:
+        if record["fingerprint"] != fingerprint or record["bytes"] != tar_bytes or "marks" not in record:
             return None
         mended = any(_state(path) != state for path, state in record["rejected_files"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

@@ -88,7 +88,7 @@ def converted(source: str) -> Form:
             f"{source}: faster-whisper assumes the published models' vocabulary and context, and this model has "
             f"{found}; transcribe its clips with python -m whisper_lightning predict"
         )
-    suppressed = list(module.whisper.generation_config.suppress_tokens or [])
+    suppressed = list(module.whisper.generation_config.suppress_tokens)
     note = {"made_from": made_from, "language": module.encoder.language, "suppress_tokens": suppressed}
     say(f"converting {source} for faster-whisper, once")
     if own is not None:
@@ -133,7 +133,7 @@ def _with_faster_whisper(model: Any, decoding: Decoding, waveform: torch.Tensor)
         without_timestamps=True,
         condition_on_previous_text=False,
         vad_filter=False,
-        suppress_tokens=[],
+        suppress_tokens=list(decoding.suppress_tokens),
         suppress_blank=decoding.suppress_blank,
         compression_ratio_threshold=None,
         log_prob_threshold=None,
@@ -151,7 +151,7 @@ def _with_ctranslate2(model: Any, decoding: Decoding, waveform: torch.Tensor) ->
         StorageView.from_array(features),
         [list(decoding.prompt)],
         beam_size=1,
-        suppress_tokens=[],
+        suppress_tokens=list(decoding.suppress_tokens),
         suppress_blank=decoding.suppress_blank,
         max_length=_max_length(decoding),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -32,6 +33,8 @@ class Decoding:
         max_tokens: Longest transcript, without the prompt: the shortest limit of all clients, which is whisper.cpp's
             (half of the decoder's positions, less 4).
         num_samples: Samples of the full context.
+        suppress_tokens: What is never written.
+        suppress_regex: The same as a pattern of whole tokens' texts; empty if all may be written.
         suppress_blank: Neither a blank nor the end may come first.
     """
 
@@ -40,18 +43,24 @@ class Decoding:
     prompt: tuple[int, ...]
     max_tokens: int
     num_samples: int
+    suppress_tokens: tuple[int, ...]
+    suppress_regex: str
     suppress_blank: bool
 
     @classmethod
     def of(cls, module: WhisperModule) -> Decoding:
         """Give the decoding of a module's language and task."""
-        whisper = module.whisper
+        whisper, tokenizer = module.whisper, module.processor.tokenizer
+        suppressed = tuple(whisper.generation_config.suppress_tokens)
+        written = [tokenizer.decode([token]) for token in suppressed if token not in tokenizer.all_special_ids]
         return cls(
             language=module.encoder.language,
             task=module.encoder.task,
             prompt=tuple(module.encoder.prompt),
             max_tokens=whisper.config.max_target_positions // 2 - 4,
             num_samples=module.full_frames * HOP_LENGTH,
+            suppress_tokens=suppressed,
+            suppress_regex="|".join(re.escape(text) for text in written),
             suppress_blank=bool(whisper.generation_config.begin_suppress_tokens),
         )
 

@@ -84,7 +84,7 @@ def open_client(path: Path, decoding: Decoding) -> Client:
         language=decoding.language,
         without_timestamps=True,
         fp16=False,
-        suppress_tokens=[],
+        suppress_tokens=list(decoding.suppress_tokens),
         suppress_blank=decoding.suppress_blank,
         sample_len=decoding.max_tokens,
     )

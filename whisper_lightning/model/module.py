@@ -31,7 +31,7 @@ from whisper_lightning.model.whisper import (
     training_states,
 )
 from whisper_lightning.processor import language_code, load_processor
-from whisper_lightning.text import LabelEncoder, Task
+from whisper_lightning.text import LabelEncoder, Task, marks
 
 GRADIENT_SCALE = 1 / 256
 """Keeps the loss of a batch near 1, which float16 needs; a power of two, so that it costs no precision."""
@@ -73,6 +73,9 @@ class WhisperModule(LightningModule):
         task: What the decoder is asked for.
         tail: How finely the silence behind the speech is sampled, in cells: the model hears its own maximum (30 s for
             every published Whisper), and few of its silent positions are computed. `exact` computes every one.
+        suppress_tokens: What is never written. Published Whispers have a list of marks, such as brackets and notes,
+            with which they would write `[Música]` on noise: `published` keeps it, `none` empties it, and `auto` takes
+            out what the sentences of the training data have.
         learning_rate: Peak learning rate.
         warmup_steps: Optimizer steps of linear warm-up.
         max_steps: Optimizer steps of the run; linked to trainer.max_steps.
@@ -92,6 +95,7 @@ class WhisperModule(LightningModule):
         language: str = "es",
         task: Task = "transcribe",
         tail: int | Literal["exact"] = 40,
+        suppress_tokens: Literal["auto", "none", "published"] = "auto",
         learning_rate: float = 1e-5,
         warmup_steps: int = 50,
         max_steps: int = 100,
@@ -108,7 +112,9 @@ class WhisperModule(LightningModule):
         self.max_tokens = max_tokens
         self.processor = load_processor(checkpoint)
         self.encoder = LabelEncoder(self.processor.tokenizer, language_code(language), task)
-        self.whisper = load_whisper(checkpoint, self.encoder, random_weights=random_weights)
+        self.whisper = load_whisper(
+            checkpoint, self.encoder, random_weights=random_weights, suppress=suppress_tokens != "none"
+        )
         self.identity = identify(self.whisper, self.processor.tokenizer, with_weights=not random_weights)
         if initial_weights is not None:
             self._take_weights(Path(initial_weights))
@@ -121,6 +127,32 @@ class WhisperModule(LightningModule):
         self._group_tokens = 0
         self._unchecked: list[tuple[list[str], torch.Tensor]] = []
         self._step_metrics: dict[str, torch.Tensor | float] = {}
+
+    def setup(self, stage: str) -> None:
+        """Let the decoder write the marks that the training sentences have."""
+        if stage != "fit" or self.hparams["suppress_tokens"] != "auto":
+            return
+        data = getattr(self.trainer, "datamodule", None)
+        if data is not None:
+            self.let_write(data.marks)
+
+    def let_write(self, written: set[str] | None) -> None:
+        """Suppress no token all of whose marks occur in some text, as `marks` gives them; None: no token at all."""
+        config, tokenizer = self.whisper.generation_config, self.processor.tokenizer
+        texts = {token: tokenizer.decode([token]) for token in config.suppress_tokens}
+        config.suppress_tokens = [
+            token
+            for token, text in texts.items()
+            if token in tokenizer.all_special_ids or not (written is None or marks(text) <= written)
+        ]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what is never written, which the training data decide."""
+        checkpoint["suppress_tokens"] = list(self.whisper.generation_config.suppress_tokens)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Never write what that run does not."""
+        self.whisper.generation_config.suppress_tokens = checkpoint["suppress_tokens"]
 
     def training_step(self, batch: SpeechBatch, batch_idx: int) -> torch.Tensor:
         """Log-mel, a sample of the silence, encoder, decoder, loss.

@@ -19,13 +19,16 @@ from whisper_lightning.processor import first_line, load_config
 from whisper_lightning.text import LabelEncoder, Task
 
 
-def load_whisper(checkpoint: str, encoder: LabelEncoder, *, random_weights: bool) -> WhisperForConditionalGeneration:
+def load_whisper(
+    checkpoint: str, encoder: LabelEncoder, *, random_weights: bool, suppress: bool
+) -> WhisperForConditionalGeneration:
     """Load a Whisper by hub name or local folder, in float32.
 
     Args:
         checkpoint: Hub name, or folder in Hugging Face layout.
         encoder: Language, task and special tokens; they go into the generation config.
         random_weights: Take the configuration alone.
+        suppress: Never generate the tokens that the checkpoint suppresses.
 
     Raises:
         UserError: No model there, no weights, or weights of another model.
@@ -34,12 +37,12 @@ def load_whisper(checkpoint: str, encoder: LabelEncoder, *, random_weights: bool
     # LayerDrop draws from torch's CPU generator in the middle of the forward pass; no published Whisper uses it.
     config.encoder_layerdrop = config.decoder_layerdrop = 0.0
     whisper = WhisperForConditionalGeneration(config) if random_weights else load_weights(checkpoint, config)
-    whisper.generation_config = greedy_config(checkpoint, config, encoder)
+    whisper.generation_config = greedy_config(checkpoint, config, encoder, suppress=suppress)
     return whisper
 
 
-def greedy_config(checkpoint: str, config: WhisperConfig, encoder: LabelEncoder) -> GenerationConfig:
-    """Give the generation config with which other programs decode as we do: greedily, and no token suppressed.
+def greedy_config(checkpoint: str, config: WhisperConfig, encoder: LabelEncoder, *, suppress: bool) -> GenerationConfig:
+    """Give the generation config with which other programs decode as we do: greedily.
 
     What is missing in an older folder, or the whole file, follows from the tokenizer.
 
@@ -55,12 +58,15 @@ def greedy_config(checkpoint: str, config: WhisperConfig, encoder: LabelEncoder)
         generation = GenerationConfig(
             begin_suppress_tokens=[encoder.vocabulary["Ġ"], encoder.end], return_timestamps=False
         )
-    first = generation.begin_suppress_tokens or []
-    if not isinstance(first, list) or not all(token in range(config.vocab_size) for token in first):
-        raise UserError(f"{path}: begin_suppress_tokens {first!r} are no tokens of this model; delete the file")
+    for name in ("begin_suppress_tokens", "suppress_tokens"):
+        tokens = getattr(generation, name) or []
+        if not isinstance(tokens, list) or not all(token in range(config.vocab_size) for token in tokens):
+            raise UserError(f"{path}: {name} {tokens!r} are no tokens of this model; delete the file")
+    suppressed = (generation.suppress_tokens or []) if suppress else []
     if generation.max_length is None:
         generation.max_length = config.max_target_positions
-    ours: dict[str, Any] = {"forced_decoder_ids": None, "suppress_tokens": [], "num_beams": 1, **_special_ids(encoder)}
+    ours: dict[str, Any] = {"forced_decoder_ids": None, "suppress_tokens": suppressed, "num_beams": 1}
+    ours |= _special_ids(encoder)
     if encoder.is_multilingual:
         ours |= {"language": encoder.language, "task": encoder.task}
     for name, value in ours.items():
