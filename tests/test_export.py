@@ -23,6 +23,7 @@ from whisper_lightning.export.hardwired import difference, token_bytes
 from whisper_lightning.metrics import EditCounts
 from whisper_lightning.model.module import WhisperModule
 from whisper_lightning.model.trained import open_model
+from whisper_lightning.statistics import Difference
 
 TOOL = importlib.import_module("tools.export")
 main, report = TOOL.main, TOOL.report
@@ -114,7 +115,7 @@ def test_hf_and_ct2_hear_the_same(untrained: Path, tmp_path: Path, capsys: pytes
     assert main([str(untrained), str(tmp_path / "out"), *arguments]) == 0
     rows = table(capsys.readouterr().out)
     assert [row[0] for row in rows] == ["hf fp32", "ct2 float32"]
-    assert all(row[4:7] == ["6/6", "0.00 %", "agrees"] for row in rows)
+    assert all(row[4:8] == ["6/6", "0.00 %", "0.00 [0.00, 0.00]", "agrees"] for row in rows)
     card = (tmp_path / "out" / "hf" / "README.md").read_text(encoding="utf-8")
     assert "Not measured" in card
     assert "model-index" not in card
@@ -215,20 +216,46 @@ def test_the_base_model_and_its_licence(short_run: Path, tmp_path: Path) -> None
     assert front["license"] == "apache-2.0"
 
 
-def check(differences: int, tolerated: float, edits: EditCounts) -> Check:
-    texts = [(f"{i}.wav", "la luz", "la lus") for i in range(differences)]
-    return Check("ct2 int8", "faster-whisper", Path("out"), 1.0, 0.1, edits, tolerated, texts, 100)
+def check(number: int, rounds: bool, difference: Difference | None, changed: int = 1) -> Check:
+    """A client that gave other texts for some of 100 clips."""
+    texts = [(f"{i}.wav", "la luz", "la lus") for i in range(number)]
+    words = EditCounts(hits=100 - changed, substitutions=changed)
+    return Check("ct2 x", "faster-whisper", Path("out"), 1.0, 0.1, words, rounds, words, difference, texts, 100)
 
 
 def test_a_mismatch_is_shown_and_an_error(capsys: pytest.CaptureFixture[str]) -> None:
-    one_in_100, two_in_100 = EditCounts(hits=99, substitutions=1), EditCounts(hits=98, substitutions=2)
-    assert report([check(1, 1.0, one_in_100)]) == 0
-    assert report([check(1, 0.0, one_in_100)]) == 1
+    assert report([check(1, False, Difference(0.0, -0.1, 0.1, 1.0))]) == 1
     captured = capsys.readouterr()
     assert "la lus" in captured.out
-    assert "error: ct2 int8" in captured.err
-    assert report([check(30, 1.0, two_in_100)]) == 1
+    assert "error: ct2 x" in captured.err
+    assert report([check(30, False, None)]) == 1
     assert "20 more clips differ" in capsys.readouterr().out
+
+
+def test_eight_bits_are_judged_by_the_references(capsys: pytest.CaptureFixture[str]) -> None:
+    """A small Whisper guesses, so that texts change where neither is better."""
+    for found, status in (
+        (Difference(0.4, -0.3, 0.9, 0.3), 0),
+        (Difference(0.4, -1.0, 1.8, 0.6), 0),
+        (Difference(1.9, 0.2, 3.6, 0.02), 1),
+        (Difference(0.9, None, None, None), 0),
+        (Difference(1.1, None, None, None), 1),
+    ):
+        assert report([check(18, True, found, changed=8)]) == status
+        captured = capsys.readouterr()
+        assert found.write() in captured.out
+        assert ("undecided" in captured.out) == (found.value == 0.4 and (found.high or 0) > 1)
+    assert [check(18, True, None, changed).verdict for changed in (8, 12)] == ["agrees", "DIFFERS"]
+
+
+@pytest.mark.slow
+def test_clips_are_compared_with_their_sentences(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the published vocabulary, so that the client is faster-whisper itself."""
+    model = write_model(tmp_path / "model")
+    formats = ["--formats", "ct2", "--quantization", "int8", "--num_clips", "6", *CLIPS]
+    main([str(model), str(tmp_path / "out"), *formats])
+    (row,) = table(capsys.readouterr().out)
+    assert re.fullmatch(r"-?[\d.]+ \[-?[\d.]+, -?[\d.]+\]", row[6])
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from whisper_lightning.data.generations import open_folder
 from whisper_lightning.data.manifest import read_manifest
 from whisper_lightning.errors import UserError, is_full_disk
 from whisper_lightning.export.card import Run, model_card, read_run
-from whisper_lightning.export.check import FORMATS, Check, Clip, check_request, export
+from whisper_lightning.export.check import FORMATS, INT8_POINTS, Check, Clip, check_request, export
 from whisper_lightning.model.trained import open_model
 from whisper_lightning.terminal import read_command_line, say
 
@@ -85,7 +85,7 @@ def read_clips(csv: Path, num_clips: int, max_seconds: float) -> list[Clip]:
         try:
             if row.problem:
                 raise AudioError("unreadable", row.problem)
-            clips.append(Clip(row.audio, load_audio(Path(row.path), max_seconds)))
+            clips.append(Clip(row.audio, load_audio(Path(row.path), max_seconds), row.sentence))
         except AudioError as error:
             say(f"{csv} row {row.row}: {row.audio}: {error.reason} ({error})", error=True)
     if not clips:
@@ -114,16 +114,18 @@ def report(checks: list[Check]) -> int:
         if len(check.differences) > NUM_SHOWN:
             console.print(f"{check.format}: {len(check.differences) - NUM_SHOWN} more clips differ")
     table = Table()
-    for column in ("format", "client", "MiB", "s per s of audio", "same text", "WER to ours", ""):
+    for column in ("format", "client", "MiB", "s per s of audio", "same text", "WER to ours", "WER minus ours", ""):
         table.add_column(column)
     for check in checks:
         same = f"{check.num_clips - len(check.differences)}/{check.num_clips}"
-        verdict = "agrees" if check.agrees else "DIFFERS"
         speed = f"{check.seconds_per_second:.3f}"
-        row = (f"{check.size_mib:.1f}", speed, same, f"{check.edits.percent:.2f} %", verdict)
+        points = "" if check.difference is None else check.difference.write()
+        row = (f"{check.size_mib:.1f}", speed, same, f"{check.edits.percent:.2f} %", points, check.verdict)
         table.add_row(check.format, check.client, *row)
-    Console(width=max(100, console.width)).print(table, markup=False)
-    bad = [check.format for check in checks if not check.agrees]
+    Console(width=max(130, console.width)).print(table, markup=False)
+    if any(check.verdict == "undecided" for check in checks):
+        say(f"undecided: it may cost more than {INT8_POINTS:g} point of WER, or nothing; give more clips (--num_clips)")
+    bad = [check.format for check in checks if check.verdict == "DIFFERS"]
     if bad:
         say(f"error: {', '.join(bad)}: the client's text is not ours, beyond what rounding explains", error=True)
     return 1 if bad else 0

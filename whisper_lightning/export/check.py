@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -23,7 +23,10 @@ from whisper_lightning.export.hardwired import refuse_other
 from whisper_lightning.export.hf import Precision
 from whisper_lightning.metrics import EditCounts, word_edits
 from whisper_lightning.model.module import WhisperModule
+from whisper_lightning.statistics import Difference, paired_difference
+from whisper_lightning.text import normalize
 
+Verdict = Literal["agrees", "undecided", "DIFFERS"]
 FORMATS = {"hf": "hf", "ct2": "ct2", "ggml": "ggml-model.bin", "openai": "openai.pt"}
 """The formats, and what each is called in the output folder."""
 PACKAGES = {
@@ -32,15 +35,24 @@ PACKAGES = {
     "ggml": ("whisper", "pywhispercpp"),
     "openai": ("whisper",),
 }
-INT8_PERCENT = 1.0
-"""Word errors against our decode that rounding to eight bits may cost; the other formats may cost none."""
+INT8_POINTS = 1.0
+"""Points of WER that rounding to eight bits may cost; the other formats may change no text."""
+INT8_WORDS_PERCENT = 10.0
+"""Words that it may change where no references tell better from worse: a small Whisper guesses many of them."""
 
 
 class Clip(NamedTuple):
-    """An utterance to compare on: a name that people find it by, and `(N,)` at 16 kHz."""
+    """An utterance to compare on.
+
+    Attributes:
+        name: What people find it by.
+        waveform: `(N,)` at 16 kHz.
+        sentence: What is said; empty if nobody has written it down.
+    """
 
     name: str
     waveform: torch.Tensor
+    sentence: str
 
 
 @dataclass(frozen=True)
@@ -54,7 +66,9 @@ class Check:
         size_mib: Of all its files.
         seconds_per_second: Seconds of computing per second of audio, without loading the model.
         edits: Words of the client's texts against ours.
-        tolerated_percent: Word errors that are no failure.
+        rounds: Whether the format rounds so much that texts may change.
+        words: Words of the client's texts against ours, but for case and punctuation.
+        difference: Normalized WER of the client minus ours, where there are references.
         differences: Clip, our text, the client's; of all clips that differ.
         num_clips: Clips compared.
     """
@@ -65,14 +79,28 @@ class Check:
     size_mib: float
     seconds_per_second: float
     edits: EditCounts
-    tolerated_percent: float
+    rounds: bool
+    words: EditCounts
+    difference: Difference | None
     differences: list[tuple[str, str, str]]
     num_clips: int
 
     @property
-    def agrees(self) -> bool:
-        """Whether the client hears what we do, but for what the format's rounding may cost."""
-        return not self.differences if self.tolerated_percent == 0 else self.edits.percent <= self.tolerated_percent
+    def verdict(self) -> Verdict:
+        """Whether the client hears what we do, but for what the format's rounding may cost.
+
+        `undecided` has too few clips to tell: the interval of the difference reaches beyond what is tolerated.
+        """
+        if not self.differences:
+            return "agrees"
+        if not self.rounds:
+            return "DIFFERS"
+        if self.difference is None:
+            return "agrees" if self.words.percent <= INT8_WORDS_PERCENT else "DIFFERS"
+        value, low, high, _ = self.difference
+        if (value if high is None else high) <= INT8_POINTS:
+            return "agrees"
+        return "DIFFERS" if low is None or low > 0 else "undecided"
 
 
 def check_request(module: WhisperModule, folder: Path, formats: Sequence[str]) -> None:
@@ -140,13 +168,32 @@ def export(
             path=path,
             size_mib=sum(file.stat().st_size for file in files) / 2**20,
             seconds_per_second=seconds * SAMPLE_RATE_HZ / max(1, sum(len(clip.waveform) for clip in clips)),
-            edits=reduce(EditCounts.plus, (word_edits(*pair) for pair in pairs), EditCounts()),
-            tolerated_percent=INT8_PERCENT if rounding == "int8" else 0.0,
+            edits=_sum(word_edits(*pair) for pair in pairs),
+            rounds=rounding == "int8",
+            words=_sum(word_edits(normalize(own), normalize(other)) for own, other in pairs),
+            difference=_difference(clips, pairs),
             differences=[(clip.name, *pair) for clip, pair in zip(clips, pairs, strict=True) if pair[0] != pair[1]],
             num_clips=len(clips),
         )
         checks.append(check)
     return checks
+
+
+def _sum(edits: Iterable[EditCounts]) -> EditCounts:
+    return reduce(EditCounts.plus, edits, EditCounts())
+
+
+def _difference(clips: Sequence[Clip], texts: Sequence[tuple[str, str]]) -> Difference | None:
+    """Compare the client's texts and ours with the references, where every clip has one."""
+    references = [normalize(clip.sentence) for clip in clips]
+    if not all(references):
+        return None
+    ours, theirs = [
+        [word_edits(reference, normalize(text[client])) for reference, text in zip(references, texts, strict=True)]
+        for client in (0, 1)
+    ]
+    lengths = [edits.reference_length for edits in ours]
+    return paired_difference([edits.errors for edits in theirs], [edits.errors for edits in ours], lengths)
 
 
 def _write(module: WhisperModule, name: str, path: Path, precision: Precision, quantization: Quantization) -> None:
