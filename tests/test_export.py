@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +146,8 @@ def test_an_older_client_reads_the_hf_folder(untrained: Path, tmp_path: Path) ->
     assert vocab | added == new.get_vocab() == WhisperTokenizer.from_pretrained(untrained).get_vocab()
     assert json.loads((folder / "normalizer.json").read_text(encoding="utf-8"))["colour"] == "color"
     config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert config["pad_token"] == "<|endoftext|>"
+    assert not {"is_local", "local_files_only", "backend"} & config.keys()
     assert "extra_special_tokens" not in config
     assert set(new.all_special_ids) == set(WhisperTokenizer.from_pretrained(untrained).all_special_ids)
 
@@ -214,6 +217,27 @@ def test_the_base_model_and_its_licence(short_run: Path, tmp_path: Path) -> None
     front = ModelCard((out / "hf" / "README.md").read_text(encoding="utf-8")).data.to_dict()  # type: ignore[no-untyped-call]
     assert front["base_model"] == "openai/whisper-base"
     assert front["license"] == "apache-2.0"
+
+
+@pytest.mark.parametrize("base", ["/home/ana/modelos/mi-whisper", r"C:\Users\ana\mi-whisper", "../mi-whisper/"])
+def test_the_card_has_no_path_of_a_machine_and_the_licence_that_is_given(
+    base: str, short_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(short_run, run)
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    config["model"] |= {"random_weights": False, "checkpoint": base}
+    (run / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    assert main([str(run), str(tmp_path / "out"), "--num_clips", "1"]) == 0
+    assert "give --license" in capsys.readouterr().out
+    card = (tmp_path / "out" / "hf" / "README.md").read_text(encoding="utf-8")
+    assert "`mi-whisper`" in card
+    assert base not in card.replace("`mi-whisper`", "")
+    given = ["--license", "cc-by-4.0", "--base_model", "ana/mi-whisper"]
+    assert main([str(run), str(tmp_path / "again"), "--num_clips", "1", *given]) == 0
+    assert "give --license" not in capsys.readouterr().out
+    front = ModelCard((tmp_path / "again" / "hf" / "README.md").read_text(encoding="utf-8")).data.to_dict()  # type: ignore[no-untyped-call]
+    assert (front["base_model"], front["license"]) == ("ana/mi-whisper", "cc-by-4.0")
 
 
 def check(number: int, rounds: bool, difference: Difference | None, changed: int = 1) -> Check:

@@ -16,7 +16,7 @@ from whisper_lightning.audio import AudioError, load_audio
 from whisper_lightning.data.generations import open_folder
 from whisper_lightning.data.manifest import read_manifest
 from whisper_lightning.errors import UserError, is_full_disk
-from whisper_lightning.export.card import Run, model_card, read_run
+from whisper_lightning.export.card import Run, find_base, find_license, model_card, read_run
 from whisper_lightning.export.check import FORMATS, INT8_POINTS, Check, Clip, check_request, export
 from whisper_lightning.model.trained import open_model
 from whisper_lightning.terminal import read_command_line, say
@@ -36,6 +36,8 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, help="CSV of clips to compare on; the run's own test data by default")
     parser.add_argument("--num_clips", type=int, default=100, help="at most so many of them")
     parser.add_argument("--language", help="language, where the model does not say")
+    parser.add_argument("--license", help="for the model card, such as cc-by-4.0; that of a published Whisper is known")
+    parser.add_argument("--base_model", help="hub name of what the model was made of, where the run does not say")
     parser.add_argument("--name", help="what the model card calls the model; by default as its folder")
     options = read_command_line(parser, args)
     formats = list(dict.fromkeys(options.formats.split(",")))
@@ -49,7 +51,11 @@ def main(args: list[str] | None = None) -> int:
         )
         if "hf" in formats:
             name = options.name or Path(options.model).resolve().name
-            card = model_card(name, module, options.model, run, *_training_data(run))
+            base = options.base_model or find_base(options.model, run)
+            known = options.license or find_license(base)
+            if known is None:
+                say("the model card says: licence unknown; give --license, and --base_model if it is on the hub")
+            card = model_card(name, module, base, run, *_training_data(run), known)
             (options.out / FORMATS["hf"] / "README.md").write_text(card, encoding="utf-8", newline="\n")
     except UserError as error:
         say(f"error: {error}", error=True)

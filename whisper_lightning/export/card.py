@@ -73,24 +73,42 @@ def _differences(before: pd.DataFrame, after: pd.DataFrame) -> dict[str, Differe
     return {rate: each for rate, each in found.items() if each is not None} or None
 
 
+def find_base(source: str, run: Run | None) -> str | None:
+    """Name the model that a model was made of, None if it was made of nothing: a hub name, else a folder's own name."""
+    if run is not None and run.config["model"]["random_weights"]:
+        return None
+    base = source if run is None else str(run.config["model"]["checkpoint"])
+    on_the_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not Path(base).exists()
+    return base if on_the_hub else re.split(r"[/\\]", base.rstrip("/\\"))[-1]  # no paths of anybody's machine
+
+
+def find_license(base: str | None) -> str | None:
+    """Give the licence that a fine-tune inherits, if it is known: OpenAI's models on the hub are under Apache 2.0."""
+    return "apache-2.0" if base is not None and base.startswith("openai/whisper") else None
+
+
 def model_card(
-    name: str, module: WhisperModule, source: str, run: Run | None, hours: float | None, num_utterances: int | None
+    name: str,
+    module: WhisperModule,
+    base: str | None,
+    run: Run | None,
+    hours: float | None,
+    num_utterances: int | None,
+    license_name: str | None,
 ) -> str:
     """Write the card, Hugging Face's front matter first.
 
     Args:
         name: Of the model.
         module: The model.
-        source: Where it was opened from.
+        base: What it was made of, as `find_base` gives it.
         run: Its training, if known.
         hours: Speech that it was trained on, if known.
         num_utterances: Utterances that it was trained on, if known.
+        license_name: As the hub spells it, if known.
     """
-    base: str | None = source
-    if run is not None:
-        base = None if run.config["model"]["random_weights"] else run.config["model"]["checkpoint"]
     language = module.encoder.language
-    front = yaml.safe_dump(_front_matter(name, language, base, run), sort_keys=False, allow_unicode=True)
+    front = yaml.safe_dump(_front_matter(name, language, base, run, license_name), sort_keys=False, allow_unicode=True)
     parts = [f"---\n{front}---\n\n# {name}\n\n[English](#english) · [Español](#español)\n"]
     for words in (ENGLISH, SPANISH):
         lines = [f"## {words['title']}", "", _introduction(words, language, module, base, run), ""]
@@ -103,19 +121,19 @@ def model_card(
     return "\n".join(parts)
 
 
-def _front_matter(name: str, language: str, base: str | None, run: Run | None) -> dict[str, Any]:
+def _front_matter(
+    name: str, language: str, base: str | None, run: Run | None, license_name: str | None
+) -> dict[str, Any]:
     """Give what the hub reads (huggingface.co/docs/hub/model-cards)."""
-    on_the_hub = base is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not Path(base).exists()
     front: dict[str, Any] = {
         "language": [language],
-        # A fine-tune inherits the licence; OpenAI's models on the hub are under Apache 2.0.
-        "license": "apache-2.0" if base is not None and base.startswith("openai/whisper") else "unknown",
+        "license": license_name or "unknown",
         "library_name": "transformers",
         "pipeline_tag": "automatic-speech-recognition",
         "tags": ["automatic-speech-recognition", "whisper", "whisper-lightning"],
         "metrics": ["wer", "cer"],
     }
-    if on_the_hub:
+    if base is not None and "/" in base:
         front["base_model"] = base
     if run is not None and run.after is not None:
         names = {"wer": "WER", "wer_normalized": "WER, normalized", "cer": "CER"}
@@ -135,7 +153,6 @@ def _front_matter(name: str, language: str, base: str | None, run: Run | None) -
 def _introduction(
     words: dict[str, str], language: str, module: WhisperModule, base: str | None, run: Run | None
 ) -> str:
-    base = Path(base).name if base is not None and Path(base).exists() else base  # no paths of this machine
     size = sum(parameter.numel() for parameter in module.whisper.parameters()) / 1e6
     if run is None:
         origin = words["exported"].format(base=base)

@@ -55,14 +55,17 @@ def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8", newline="\n")
     _dump(folder / "added_tokens.json", {t["content"]: t["id"] for t in added if t["content"] not in vocabulary})
     special = {name: getattr(tokenizer, name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
-    special = {name: str(token) for name, token in special.items() if token is not None}
+    special = {name: str(token or tokenizer.eos_token) for name, token in special.items()}
     more = {"additional_special_tokens": [t["content"] for t in added if t["special"]]}
     _dump(folder / "special_tokens_map.json", special | more)
     # transformers 4 fails on the list that transformers 5 calls `extra_special_tokens`.
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    config.pop("extra_special_tokens", None)
-    config |= more | {"added_tokens_decoder": {str(t["id"]): {k: t[k] for k in t if k != "id"} for t in added}}
+    for name in ("extra_special_tokens", "is_local", "local_files_only", "backend"):  # the rest is of this machine
+        config.pop(name, None)
+    config |= (
+        special | more | {"added_tokens_decoder": {str(t["id"]): {k: t[k] for k in t if k != "id"} for t in added}}
+    )
     _dump(path, config)
     _dump(folder / "normalizer.json", tokenizer.english_spelling_normalizer or _english_spellings())
 
