@@ -6,7 +6,7 @@ speech; divergence of the next token's distribution (of the reference's transcri
 difference with its interval; clips with the same transcript; cosine of the gradient, summed over the clips, and of each
 encoder layer's. With --bf16 the same under bfloat16 autocast follows, every position included.
 
-    python tools/bench_context.py whisper-base speech/test.csv --cells 20 40 60
+    python tools/bench_context.py whisper-base speech/test.csv --cells 20 40 80
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def main(args: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a published Whisper, or a run")
     parser.add_argument("csv", type=Path, help="clips and their sentences")
-    parser.add_argument("--cells", type=int, nargs="+", default=[20, 40, 60], help="a row each")
+    parser.add_argument("--cells", type=int, nargs="+", default=[20, 40, 80], help="a row each")
     parser.add_argument("--num_clips", type=int, default=63)
     parser.add_argument("--longest", type=float, default=13.0, help="leave out longer clips, in seconds")
     parser.add_argument("--bf16", action="store_true", help="all rows under bfloat16 autocast too")
