@@ -7,14 +7,17 @@ import shutil
 import sys
 from pathlib import Path, PureWindowsPath
 from types import SimpleNamespace
+from typing import Any
 
+import ctranslate2
+import faster_whisper
 import numpy as np
 import pytest
 import soundfile
 
 from tests.conftest import MODEL, QUICKSTART, one_error, read_rows
 from tests.multilingual import write_model
-from whisper_lightning.recordings import stems
+from whisper_lightning.recordings import _Speech, stems
 
 RATE = 16_000
 tool = importlib.import_module("tools.transcribe")
@@ -140,6 +143,51 @@ def test_standard_input(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(CLIP.read_bytes())))
     assert main([model, "-", "--out", str(tmp_path / "out"), "--format", "txt"]) == 0
     assert listing(tmp_path / "out") == ["stdin.txt"]
+
+
+LIBRARY = "Library libcublas.so.12 is not found or cannot be loaded"
+
+
+@pytest.mark.parametrize(("problem", "remedy"), [(LIBRARY, True), ("CUDA driver version is insufficient", False)])
+def test_a_gpu_that_cannot_be_used_is_one_line(
+    problem: str,
+    remedy: bool,
+    model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """No machine of ours has CTranslate2's libraries missing: its words stand for it."""
+    real = faster_whisper.WhisperModel
+
+    def opened(folder: str, device: str, **options: Any) -> faster_whisper.WhisperModel:
+        if device == "cuda":
+            raise RuntimeError(problem)
+        return real(folder, device=device, **options)
+
+    monkeypatch.setattr(ctranslate2, "get_cuda_device_count", lambda: 1)
+    monkeypatch.setattr(faster_whisper, "WhisperModel", opened)
+    soundfile.write(tmp_path / "a.wav", np.zeros(RATE), RATE)
+    assert main([model, str(tmp_path / "a.wav"), "--out", str(tmp_path / "out")]) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "GPU" in line]
+    assert problem in line
+    assert ("pip install nvidia-cublas-cu12" in line) == remedy
+
+
+def test_speech_is_found_again_in_the_recording() -> None:
+    """Three spans, the last one too long for the first window."""
+    samples = [{"start": a * RATE, "end": b * RATE} for a, b in ((1, 4), (6, 8), (20, 45))]
+    speech = _Speech.of(np.zeros(60 * RATE, np.float32), samples, 30.0)
+    assert speech.windows == [(0.0, 30.0)]
+    assert [speech.joined(seconds) for seconds in (0.0, 2.0, 5.0, 7.0, 30.0, 60.0)] == [0.0, 1.0, 3.0, 4.0, 15.0, 30.0]
+    assert speech.pieces(0.0, 30.0) == [(1.0, 4.0), (6.0, 8.0), (20.0, 45.0)]
+    assert speech.pieces(1.0, 10.0) == [(2.0, 4.0), (6.0, 8.0), (20.0, 25.0)]
+    near = _Speech.of(np.zeros(60 * RATE, np.float32), [*samples, {"start": 46 * RATE, "end": 50 * RATE}], 30.0)
+    assert near.windows == [(0.0, 30.0), (30.0, 34.0)]
+    assert near.pieces(25.0, 34.0) == [(40.0, 50.0)]
+    words = [faster_whisper.transcribe.Word(0.2, 2.0, " a", 1.0), faster_whisper.transcribe.Word(7.0, 9.5, " b", 1.0)]
+    bound = speech.bound(SimpleNamespace(words=words))
+    assert [(word.start, word.end) for word in bound.words] == [(1.0, 2.0), (7.0, 8.0)]
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,10 @@ AnyPath = TypeVar("AnyPath", bound=PurePath)
 CPU_COMPUTE_TYPE = "int8"
 """What a processor computes in by default."""
 
+GPU_LIBRARIES = (
+    ". CTranslate2 needs CUDA 12's cuBLAS and cuDNN 9, also beside a newer CUDA: pip install nvidia-cublas-cu12 "
+    "nvidia-cudnn-cu12, and name their lib folders in LD_LIBRARY_PATH (Windows: bin, in PATH)"
+)
 PIECE_SECONDS, SHORTEST_PIECE_SECONDS = 10.0, 0.1
 """What is heard again is heard in short pieces, which no Whisper leaves a part of out."""
 SHORT_PAUSE_SECONDS = 1.0
@@ -131,14 +135,8 @@ def _on_the_gpu(folder: Path, compute_type: str) -> WhisperModel | None:
     except ValueError:
         raise _no_compute_type(compute_type, "cuda") from None
     except RuntimeError as error:
-        if "cannot be loaded" not in str(error):
-            raise
-        say(
-            f"the GPU is not used: {error}. CTranslate2 needs CUDA 12's cuBLAS and cuDNN 9, also beside a newer CUDA: "
-            "pip install nvidia-cublas-cu12 nvidia-cudnn-cu12, and name their lib folders in LD_LIBRARY_PATH (Windows: "
-            "PATH). This goes on in int8 on the processor",
-            error=True,
-        )
+        remedy = GPU_LIBRARIES if "cannot be loaded" in str(error) else ""
+        say(f"the GPU is not used ({error}); this goes on in int8 on the processor{remedy}", error=True)
         return None
     return model
 
@@ -178,6 +176,9 @@ def transcribe(
 
     Yields:
         For each path its transcript, or why there is none.
+
+    Raises:
+        UserError: The device has not the memory for such a batch.
     """
     lengths = [promised_seconds(path) for path in paths]
     bar_format = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}]"
@@ -190,11 +191,16 @@ def transcribe(
                 yield path, error
             else:
                 waveform = np.concatenate([np.zeros(0, np.float32), *blocks])
-                language, pieces = _hear(recognizer, waveform, sequential, batch_size, options)
                 segments = []
-                for segment in pieces:
-                    segments.append(segment)
-                    bar.update(max(0.0, before + min(segment.end, lengths[number]) - bar.n))
+                try:
+                    language, pieces = _hear(recognizer, waveform, sequential, batch_size, options)
+                    for segment in pieces:
+                        segments.append(segment)
+                        bar.update(max(0.0, before + min(segment.end, lengths[number]) - bar.n))
+                except RuntimeError as error:
+                    if "out of memory" not in str(error):
+                        raise
+                    raise UserError(f"no memory for {batch_size} windows at once; lower --batch_size") from None
                 yield path, _transcript(path, waveform, language, segments)
             bar.update(before + lengths[number] - bar.n)
 
@@ -266,10 +272,10 @@ class _Speech(NamedTuple):
         return pieces
 
     def bound(self, segment: Segment) -> Segment:
-        """Keep each word in the span in which its middle lies: none is shown over silence."""
+        """Keep each word in the span that it has most in common with: none is shown over silence."""
         for word in segment.words or []:
-            middle = (word.start + word.end) / 2
-            first, last = self.spans[min(int(np.searchsorted(self.spans[:, 1], middle)), len(self.spans) - 1)]
+            common = np.minimum(word.end, self.spans[:, 1]) - np.maximum(word.start, self.spans[:, 0])
+            first, last = self.spans[int(common.argmax())]
             word.start, word.end = (round(float(np.clip(at, first, last)), 3) for at in (word.start, word.end))
         return segment
 
