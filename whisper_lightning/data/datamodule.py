@@ -125,8 +125,9 @@ class SpeechDataModule(LightningDataModule):
 
     @property
     def marks(self) -> set[str] | None:
-        """What the training sentences have beside letters, digits and blanks; None where nobody knows."""
-        return self.splits["train"].index.marks
+        """What the training sentences have beside letters, digits and blanks; None of shards of an older version."""
+        marks = self.splits["train"].index.info.get("marks")
+        return {str(mark) for mark in marks} if isinstance(marks, list) else None
 
     def _needed(self) -> list[str]:
         assert self.trainer is not None

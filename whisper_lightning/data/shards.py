@@ -239,12 +239,6 @@ class ShardIndex:
         return shards
 
     @property
-    def marks(self) -> set[str] | None:
-        """What its sentences have beside letters, digits and blanks; None if its builder, an older one, did not say."""
-        marks = self.info.get("marks")
-        return {str(mark) for mark in marks} if isinstance(marks, list) else None
-
-    @property
     def reading(self) -> int:
         """The `READING` of the rows that it was built from."""
         options = self.info.get("options")
