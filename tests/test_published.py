@@ -17,7 +17,6 @@ from tests.conftest import QUICKSTART, one_error, publish, read_rows
 from tests.multilingual import write_model
 from whisper_lightning.audio import load_audio
 from whisper_lightning.errors import UserError
-from whisper_lightning.export.decoding import Decoding, decode
 from whisper_lightning.model.decode import greedy_decode
 from whisper_lightning.model.tail import Encoded
 from whisper_lightning.model.trained import open_model
@@ -35,10 +34,12 @@ def folder(published: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(published, tmp_path / "model"))
 
 
-def heard(model: Path) -> str:
-    """Give what a model hears in a clip."""
+def heard(model: Path) -> list[int]:
+    """Give the tokens that a model hears in a clip."""
     module = open_model(str(model))
-    return decode(module, [load_audio(CLIP)], Decoding.of(module))[0]
+    with torch.no_grad():
+        encoded = module.encode(load_audio(CLIP)[None])
+    return greedy_decode(module.whisper, encoded, module.encoder.prompt, 20)[0]
 
 
 def rewrite(folder: Path, change: Callable[[State], object]) -> None:
