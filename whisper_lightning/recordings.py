@@ -116,6 +116,7 @@ def open_recognizer(source: str, *, language: str | None = None, compute_type: s
     """
     import ctranslate2
 
+    ctranslate2.set_random_seed(0)  # higher temperatures draw
     form = ct2.converted(source)
     model = _on_the_gpu(form.folder, compute_type) if ctranslate2.get_cuda_device_count() else None
     if model is None:
