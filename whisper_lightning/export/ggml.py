@@ -87,7 +87,8 @@ def open_client(path: Path, decoding: Decoding) -> Client:
         no_timestamps=True,
         single_segment=True,
         suppress_blank=decoding.suppress_blank,
-        suppress_regex=decoding.suppress_regex,
+        # Even an empty pattern is matched with every token of the vocabulary at every step.
+        **({"suppress_regex": decoding.suppress_regex} if decoding.suppress_regex else {}),
         greedy={"best_of": 1},
         temperature=0.0,
         temperature_inc=0.0,  # no second try where the first one looks bad by one of these thresholds:
