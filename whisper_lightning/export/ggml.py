@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -76,6 +76,8 @@ def open_client(path: Path, decoding: Decoding) -> Client:
     """Open the file with whisper.cpp, through pywhispercpp."""
     from pywhispercpp.model import Model
 
+    # Even an empty pattern is matched with every token of the vocabulary at every step.
+    suppressed: dict[str, Any] = {"suppress_regex": decoding.suppress_regex} if decoding.suppress_regex else {}
     model = Model(
         str(path),
         redirect_whispercpp_logs_to=None,
@@ -87,8 +89,7 @@ def open_client(path: Path, decoding: Decoding) -> Client:
         no_timestamps=True,
         single_segment=True,
         suppress_blank=decoding.suppress_blank,
-        # Even an empty pattern is matched with every token of the vocabulary at every step.
-        **({"suppress_regex": decoding.suppress_regex} if decoding.suppress_regex else {}),
+        **suppressed,
         greedy={"best_of": 1},
         temperature=0.0,
         temperature_inc=0.0,  # no second try where the first one looks bad by one of these thresholds:
