@@ -103,6 +103,14 @@ def test_a_form_is_made_once_and_again_for_other_weights(
     assert converted()
 
 
+def test_a_cache_that_cannot_be_written_is_one_line(
+    model: str, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache.write_text("a file", encoding="utf-8")
+    assert main([model, str(CLIP)]) == 2
+    assert "HF_HOME" in one_error(capsys)
+
+
 def test_a_run_keeps_its_form(model: str, cache: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(model, run / "best")
@@ -168,7 +176,8 @@ def test_a_gpu_that_cannot_be_used_is_one_line(
     monkeypatch.setattr(ctranslate2, "get_cuda_device_count", lambda: 1)
     monkeypatch.setattr(faster_whisper, "WhisperModel", opened)
     soundfile.write(tmp_path / "a.wav", np.zeros(RATE), RATE)
-    assert main([model, str(tmp_path / "a.wav"), "--out", str(tmp_path / "out")]) == 0
+    # float16 is the GPU's: a processor has none.
+    assert main([model, str(tmp_path / "a.wav"), "--out", str(tmp_path / "out"), "--compute_type", "float16"]) == 0
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "GPU" in line]
     assert problem in line
     assert ("pip install nvidia-cublas-cu12" in line) == remedy

@@ -46,7 +46,7 @@ def main(args: list[str] | None = None) -> int:
     heard.add_argument("--log_prob_threshold", type=float, default=-1.0)
     heard.add_argument("--no_speech_threshold", type=float, default=0.6)
     heard.add_argument("--no_condition_on_previous_text", action="store_false", dest="condition_on_previous_text")
-    heard.add_argument("--no_vad_filter", action="store_false", dest="vad_filter")
+    heard.add_argument("--no_vad_filter", action="store_false", dest="vad_filter", help="sequential")
     heard.add_argument("--initial_prompt", help="text that could have come before")
     heard.add_argument("--hotwords", help="words to expect")
     options = read_command_line(parser, args)

@@ -118,8 +118,9 @@ def open_recognizer(source: str, *, language: str | None = None, compute_type: s
 
     ctranslate2.set_random_seed(0)  # higher temperatures draw
     form = ct2.converted(source)
-    model = _on_the_gpu(form.folder, compute_type) if ctranslate2.get_cuda_device_count() else None
-    if model is None:
+    if ctranslate2.get_cuda_device_count():
+        model = _on_the_gpu(form.folder, compute_type) or _on_the_processor(form.folder, CPU_COMPUTE_TYPE)
+    else:
         model = _on_the_processor(form.folder, compute_type)
     if language not in (None, "auto", *model.supported_languages):
         raise UserError(f"--language: there is no {language!r}; a code such as es, or auto")
@@ -247,6 +248,7 @@ class _Speech(NamedTuple):
 
     @classmethod
     def of(cls, waveform: NDArray[np.float32], samples: list[dict[str, int]], max_seconds: float) -> _Speech:
+        """Read the spans of the pipeline, in samples, and cut windows of at most `max_seconds` as it does."""
         from faster_whisper.vad import collect_chunks
 
         spans = np.array([[each["start"], each["end"]] for each in samples], float).reshape(-1, 2) / SAMPLE_RATE_HZ

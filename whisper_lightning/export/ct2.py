@@ -94,7 +94,12 @@ def converted(source: str) -> Form:
     if own is not None:
         with suppress(PermissionError):
             return Form(_keep(module, own, note), module.encoder.language, suppressed)
-    return Form(_keep(module, cache, note), module.encoder.language, suppressed)
+    try:
+        return Form(_keep(module, cache, note), module.encoder.language, suppressed)
+    except OSError as error:
+        raise UserError(
+            f"{cache}: cannot be written ({error.strerror or error}); set HF_HOME to another place"
+        ) from None
 
 
 def _keep(module: WhisperModule, folder: Path, note: dict[str, Any]) -> Path:
