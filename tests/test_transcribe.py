@@ -17,7 +17,7 @@ import soundfile
 
 from tests.conftest import MODEL, QUICKSTART, one_error, read_rows
 from tests.multilingual import write_model
-from whisper_lightning.recordings import _Speech, stems
+from whisper_lightning.recordings import _judged, _Speech, stems
 
 RATE = 16_000
 tool = importlib.import_module("tools.transcribe")
@@ -197,6 +197,37 @@ def test_speech_is_found_again_in_the_recording() -> None:
     words = [faster_whisper.transcribe.Word(0.2, 2.0, " a", 1.0), faster_whisper.transcribe.Word(7.0, 9.5, " b", 1.0)]
     bound = speech.bound(SimpleNamespace(words=words))
     assert [(word.start, word.end) for word in bound.words] == [(1.0, 2.0), (7.0, 8.0)]
+
+
+@pytest.mark.parametrize(
+    ("words", "compression_ratio", "avg_logprob", "heard_again"),
+    [
+        ([(1.0, 3.0), (3.5, 5.5), (6.0, 8.0)], 1.0, -0.3, []),
+        ([(1.0, 3.0), (3.5, 5.5), (6.0, 8.0)], 2.5, -0.3, [8.0]),  # it repeats itself
+        ([(1.0, 3.0), (3.5, 5.5), (6.0, 8.0)], 1.0, -1.1, [8.0]),  # the model doubts it
+        ([(1.0, 3.0), (6.0, 8.0)], 1.0, -0.3, [8.0]),  # three seconds of speech between without a word
+        ([(4.0, 6.0), (6.0, 8.0)], 1.0, -0.3, [8.0]),  # before
+        ([(1.0, 3.0), (3.5, 5.0)], 1.0, -0.3, [4.0]),  # behind: that alone
+        ([], 1.0, -0.3, [8.0]),
+    ],
+)
+def test_what_was_heard_badly_or_left_out_is_heard_again(
+    words: list[tuple[float, float]], compression_ratio: float, avg_logprob: float, heard_again: list[float]
+) -> None:
+    speech = _Speech.of(np.zeros(12 * RATE, np.float32), [{"start": RATE, "end": 9 * RATE}], 30.0)
+    said = [faster_whisper.transcribe.Word(start, end, " a", 1.0) for start, end in words]
+    judged = {"compression_ratio": compression_ratio, "avg_logprob": avg_logprob}
+    segment: Any = SimpleNamespace(seek=0, words=said, **judged)
+    options: Any = SimpleNamespace(compression_ratio_threshold=2.4, log_prob_threshold=-1.0)
+    lengths: list[float] = []
+
+    def again(waveform: np.ndarray) -> tuple[list[Any], None]:
+        lengths.append(len(waveform) / RATE)
+        return [], None
+
+    kept = list(_judged([segment], np.zeros(12 * RATE, np.float32), speech, options, again))
+    assert lengths == heard_again
+    assert len(kept) == (heard_again != [8.0])
 
 
 @pytest.mark.parametrize(
