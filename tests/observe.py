@@ -34,7 +34,7 @@ class Observe(Callback):
         self._path = Path(path)
         self._seen: dict[str, Any] = defaultdict(list)
         self._features: list[torch.Tensor] = []
-        self._decoder_calls = self._num_positions = 0
+        self._decoder_calls = self._decoder_rows = self._num_positions = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Listen at the model."""
@@ -52,8 +52,9 @@ class Observe(Callback):
     def _encodes(self, module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
         self._num_positions = arguments[0].shape[1]
 
-    def _decodes(self, *_: Any) -> None:
+    def _decodes(self, module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
         self._decoder_calls += 1
+        self._decoder_rows = max(self._decoder_rows, len(arguments[0]))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note what the run starts from, and where it logs."""
@@ -94,7 +95,7 @@ class Observe(Callback):
 
     def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
         """Begin to count."""
-        self._decoder_calls = 0
+        self._decoder_calls = self._decoder_rows = 0
         self._features = []
 
     def on_validation_batch_end(
@@ -107,6 +108,7 @@ class Observe(Callback):
             for name, values in (("validation audio", _sums(batch)), ("validation sentences", _sentences(batch))):
                 self._seen[name] = {**(self._seen[name] or {}), **values}
             self._seen["tokens decoded"] = self._decoder_calls - 1  # one call is for the loss
+            self._seen["beams"] = self._decoder_rows // len(batch.keys)
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any

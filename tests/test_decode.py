@@ -17,7 +17,6 @@ from whisper_lightning.data.generations import open_folder
 from whisper_lightning.export.decoding import Decoding
 from whisper_lightning.export.decoding import decode as our_texts
 from whisper_lightning.model import decode
-from whisper_lightning.model.decode import greedy_decode
 from whisper_lightning.model.module import WhisperModule
 from whisper_lightning.model.tail import Encoded
 
@@ -37,22 +36,24 @@ def features(quickstart_run: Path) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize("max_tokens", [3, 50])
+@pytest.mark.parametrize("num_beams", [1, 2, 5])
+@pytest.mark.parametrize("max_tokens", [1, 3, 50])
 def test_same_tokens_as_generate(
-    module: WhisperModule, quickstart_run: Path, features: torch.Tensor, max_tokens: int
+    module: WhisperModule, quickstart_run: Path, features: torch.Tensor, max_tokens: int, num_beams: int
 ) -> None:
     reference = WhisperForConditionalGeneration.from_pretrained(quickstart_run / "runs" / "quickstart" / "best").eval()
-    expected = reference.generate(features, max_new_tokens=max_tokens, num_beams=1)
+    expected = reference.generate(features, max_new_tokens=max_tokens, num_beams=num_beams)
     with torch.no_grad():
         states = module.whisper.model.encoder(features).last_hidden_state
-    ours = greedy_decode(module.whisper, Encoded(states, None), module.encoder.prompt, max_tokens)
+    ours = decode.decode(module.whisper, Encoded(states, None), module.encoder.prompt, max_tokens, num_beams)
     special = {*module.encoder.prompt, module.encoder.end}
     assert ours == [[token for token in row if token not in special] for row in expected.tolist()]
-    assert len({tuple(row) for row in ours}) > 20 or max_tokens == 3
+    assert len({tuple(row) for row in ours}) > 20 or max_tokens <= 3
 
 
+@pytest.mark.parametrize("num_beams", [1, 3])
 def test_rows_that_end_early_change_nothing_in_the_others(
-    module: WhisperModule, monkeypatch: pytest.MonkeyPatch
+    module: WhisperModule, monkeypatch: pytest.MonkeyPatch, num_beams: int
 ) -> None:
     """Noise for encoder states gives transcripts of many lengths: rows leave the batch several times."""
     config = module.whisper.config
@@ -62,13 +63,14 @@ def test_rows_that_end_early_change_nothing_in_the_others(
 
     def decoded(tokens_between_checks: int) -> list[list[int]]:
         monkeypatch.setattr(decode, "TOKENS_BETWEEN_CHECKS", tokens_between_checks)
-        return greedy_decode(module.whisper, Encoded(states, None), module.encoder.prompt, 50)
+        return decode.decode(module.whisper, Encoded(states, None), module.encoder.prompt, 50, num_beams)
 
     together = decoded(1)
     assert len({len(row) for row in together}) >= 3
     assert together == decoded(1000), "with all rows to the end"
     alone = [
-        greedy_decode(module.whisper, Encoded(states[i : i + 1], None), module.encoder.prompt, 50)[0] for i in range(12)
+        decode.decode(module.whisper, Encoded(states[i : i + 1], None), module.encoder.prompt, 50, num_beams)[0]
+        for i in range(12)
     ]
     assert together[:12] == alone
 

@@ -37,6 +37,7 @@ TABLE: dict[str, tuple[str, set[str]]] = {
     "model.weight_decay": ("0.1", {"weight decay"}),
     "model.activation_seconds": ("5", {"encoder calls"}),
     "model.max_tokens": ("7", {"tokens decoded"}),
+    "model.num_beams": ("2", {"beams"}),
     "model.spec_augment": ("true", {"masks"}),
     "data.train": ("{folder}/corpus/other.csv", TRAINING),
     "data.val": ("{folder}/corpus/other.csv", {*VALIDATION, "test batches", "validation frames"}),

@@ -50,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made.hypotheses[0][7] = "gracias por ver " * 5
     made.utterances[9] = replace(made.utterances[9], path=folder / "gone.mp3")
     made.utterances[10] = replace(made.utterances[10], columns={"accent": HOSTILE, "locale": "es"})
-    odd = Transcripts(HOSTILE, made.utterances, [HOSTILE, "model 1"], made.hypotheses, [])
+    odd = Transcripts(HOSTILE, made.utterances, [HOSTILE, "model 1"], made.hypotheses, [], made.decodes)
     write_page(evaluate(odd)[0], folder / "index.html")
     return folder
 

@@ -22,7 +22,7 @@ from whisper_lightning.data.shards import Utterance
 from whisper_lightning.export import ct2
 from whisper_lightning.export.check import FORMATS
 from whisper_lightning.metrics import EditCounts, word_edits
-from whisper_lightning.model.decode import greedy_decode
+from whisper_lightning.model.decode import decode
 from whisper_lightning.model.module import WhisperModule
 from whisper_lightning.model.tail import Encoded
 from whisper_lightning.model.trained import open_model
@@ -156,14 +156,17 @@ def test_nothing_is_invented_where_nobody_speaks(real_model: Path, tmp_path: Pat
     assert texts == dict.fromkeys(["clicks", "music", "noise", "short", "silence"], "")
 
 
-def test_same_tokens_as_generate(module: WhisperModule, real_model: Path, utterances: list[Utterance]) -> None:
+@pytest.mark.parametrize("num_beams", [1, 5])
+def test_same_tokens_as_generate(
+    module: WhisperModule, real_model: Path, utterances: list[Utterance], num_beams: int
+) -> None:
     reference = WhisperForConditionalGeneration.from_pretrained(real_model, dtype=torch.float32).eval()
     features = module.log_mel(batch_of(module, utterances).waveforms)
-    asked = {"language": "es", "task": "transcribe", "num_beams": 1}
+    asked = {"language": "es", "task": "transcribe", "num_beams": num_beams}
     expected = reference.generate(features, max_new_tokens=40, **asked).tolist()
     with torch.no_grad():
         states = module.whisper.model.encoder(features).last_hidden_state
-    ours = greedy_decode(module.whisper, Encoded(states, None), module.encoder.prompt, 40)
+    ours = decode(module.whisper, Encoded(states, None), module.encoder.prompt, 40, num_beams)
     special = {*module.encoder.prompt, module.encoder.end}
     assert ours == [[token for token in row if token not in special] for row in expected]
     counts = EditCounts()

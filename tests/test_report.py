@@ -21,7 +21,7 @@ from whisper_lightning.report.oddities import is_loop, is_unlikely_speed, speed_
 from whisper_lightning.report.results import evaluate
 from whisper_lightning.report.scores import compare, confusions
 from whisper_lightning.report.tables import make_tables, to_latex, to_markdown
-from whisper_lightning.report.transcripts import ReferenceUtterance, Transcripts
+from whisper_lightning.report.transcripts import Decode, ReferenceUtterance, Transcripts
 from whisper_lightning.scoring import SCORINGS
 from whisper_lightning.statistics import paired_difference
 
@@ -61,7 +61,7 @@ def transcripts(number: int, *rates: float, path: Path | None = None) -> Transcr
     hypotheses = [
         [noisy(each, random.Random(f"{rate}/{i}"), rate) for i, each in enumerate(sentences)] for rate in rates
     ]
-    return Transcripts("test.csv", utterances, [f"model {i}" for i in range(len(rates))], hypotheses, [])
+    return Transcripts("test.csv", utterances, [f"model {i}" for i in range(len(rates))], hypotheses, [], [Decode(1, [])] * len(rates))
 
 
 def test_identical_models_do_not_differ_and_others_do() -> None:
@@ -143,7 +143,7 @@ def test_few_utterances_have_no_interval_and_references_without_marks_no_f1() ->
     made = transcripts(40, 0.3, 0.1)
     plain = [replace(each, reference=each.reference.lower().strip(".?")) for each in made.utterances]
     plain = [replace(each, columns={"accent": "rare" if i < 4 else "common"}) for i, each in enumerate(plain)]
-    results, _ = evaluate(Transcripts(made.source, plain, made.models, made.hypotheses, []))
+    results, _ = evaluate(Transcripts(made.source, plain, made.models, made.hypotheses, [], made.decodes))
     for model in results["models"]:
         assert model["punctuation_f1"] is None
         assert model["capitalisation_f1"] is None
@@ -214,7 +214,7 @@ def test_what_becomes_empty_is_scored_all_the_same() -> None:
         ReferenceUtterance(2, "a.mp3", None, 1.0, "…", {}),
         ReferenceUtterance(3, "b.mp3", None, 1.0, "Uno", {}),
     ]
-    results, _ = evaluate(Transcripts("t", utterances, ["m"], [["hola a todos", "uno"]], []))
+    results, _ = evaluate(Transcripts("t", utterances, ["m"], [["hola a todos", "uno"]], [], [Decode(1, [])]))
     assert results["models"][0]["scores"]["normalized"]["counts"]["insertions"] == 3
     assert results["models"][0]["scores"]["normalized"]["wer"].value == 300.0
     assert len(results["utterances"]) == 2
@@ -241,7 +241,7 @@ def test_confusions_are_counted() -> None:
 
 def test_tables_survive_any_name() -> None:
     made = transcripts(40, 0.2, 0.1)
-    odd = Transcripts(made.source, made.utterances, ["a_b|c & 50%\n", "#1<img>"], made.hypotheses, [])
+    odd = Transcripts(made.source, made.utterances, ["a_b|c & 50%\n", "#1<img>"], made.hypotheses, [], made.decodes)
     tables = make_tables(evaluate(odd)[0])
     assert [len(table.rows) for table in tables][:3] == [8, 2, 4]
     for block in to_markdown(tables).strip().split("\n\n**"):

@@ -51,6 +51,7 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--audio_root", help="folder that audio paths are relative to")
     parser.add_argument("--columns", nargs=2, metavar=("AUDIO", "SENTENCE"), help="names of the two columns")
     parser.add_argument("--batch_size", type=int, default=16, help="utterances decoded together (default 16)")
+    parser.add_argument("--num_beams", type=int, default=1, help="transcripts followed at once; greedy by default")
     parser.add_argument("--num_workers", type=int, default=2, help="processes that read audio (default 2)")
     return read_command_line(parser, args)
 
@@ -62,6 +63,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"--names: {len(options.models)} different names are needed, not {names}")
     if options.batch_size < 1:
         raise UserError(f"--batch_size: {options.batch_size}; at least one utterance is decoded at a time")
+    if options.num_beams < 1:
+        raise UserError(f"--num_beams: {options.num_beams}; 1 is greedy, other programs take 5")
     if options.num_workers < 0:
         raise UserError(f"--num_workers: {options.num_workers}; 0 reads in this process")
     numbers_as_words("20")  # so that a missing package is not found after an hour of decoding
@@ -69,7 +72,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         data = DataOptions(options.data, options.audio_root, options.columns, options.batch_size, options.num_workers)
-        open_one = partial(open_model, language=options.language)
+        open_one = partial(open_model, language=options.language, num_beams=options.num_beams)
         transcripts = transcribe_test_set(options.models, open_one, names, data, folder)
         results, scored = evaluate(transcripts)
         write_table(transcripts, scored, folder / "results.csv")

@@ -23,6 +23,7 @@ LEAST = {
     "evaluate.num_shown": 0,
     "resume.every_n_steps": 1,
     "model.max_tokens": 1,
+    "model.num_beams": 1,
     "model.warmup_steps": 0,
 }
 """Options that are counted, and where counting begins."""

@@ -1,4 +1,4 @@
-"""The one decode function: batched greedy search with a key/value cache."""
+"""The decode: greedy search or beams, batched, with a key/value cache."""
 
 from __future__ import annotations
 
@@ -15,24 +15,38 @@ TOKENS_BETWEEN_CHECKS = 4
 """How often finished rows are looked for: each look waits for the device."""
 
 
-@torch.no_grad()
-def greedy_decode(
-    whisper: WhisperForConditionalGeneration, encoded: Encoded, prompt: Sequence[int], max_tokens: int
+def decode(
+    whisper: WhisperForConditionalGeneration,
+    encoded: Encoded,
+    prompt: Sequence[int],
+    max_tokens: int,
+    num_beams: int = 1,
 ) -> list[list[int]]:
-    """Generate the most probable token after token for a batch of encoded utterances.
+    """Generate a transcript for each of a batch of encoded utterances.
 
-    Gives the tokens of transformers' `generate(num_beams=1, max_length=max_tokens)` with this generation config, in
-    less time: the encoder's states come from the caller, and rows that have ended leave the batch.
+    Gives the tokens of transformers' `generate` with as many beams and this generation config, in less time: the
+    encoder's states come from the caller, and rows that have ended leave the batch.
 
     Args:
         whisper: The model, in evaluation mode.
         encoded: The utterances.
         prompt: Start, language, task and no-timestamps tokens.
         max_tokens: Longest transcript, without the prompt, in tokens.
+        num_beams: Transcripts of each utterance that are followed at once; 1 takes the most probable token each time.
 
     Returns:
         For each utterance its text tokens, without prompt and end token.
     """
+    if num_beams == 1:
+        return greedy_decode(whisper, encoded, prompt, max_tokens)
+    return beam_decode(whisper, encoded, prompt, max_tokens, num_beams)
+
+
+@torch.no_grad()
+def greedy_decode(
+    whisper: WhisperForConditionalGeneration, encoded: Encoded, prompt: Sequence[int], max_tokens: int
+) -> list[list[int]]:
+    """Take the most probable token each time; arguments and result are those of `decode`."""
     end = whisper.generation_config.eos_token_id
     batch_size, device = len(encoded.states), encoded.states.device
     limit = min(len(prompt) + max_tokens, whisper.config.max_target_positions)
@@ -58,6 +72,61 @@ def greedy_decode(
                 encoded = encoded._replace(states=encoded.states[alive])
         inputs = tokens[:, None]
     return [_until(row, end) for row in generated[:, len(prompt) :].tolist()]
+
+
+@torch.no_grad()
+def beam_decode(
+    whisper: WhisperForConditionalGeneration, encoded: Encoded, prompt: Sequence[int], max_tokens: int, num_beams: int
+) -> list[list[int]]:
+    """Follow several transcripts of each utterance; arguments and result are those of `decode`.
+
+    A transcript's score is the mean log-probability of its tokens. An utterance is done when it has as many complete
+    transcripts as beams, and the best incomplete one scores no better than the last of these (transformers' rule).
+    """
+    end = whisper.generation_config.eos_token_id
+    batch_size, device = len(encoded.states), encoded.states.device
+    longest = min(max_tokens, whisper.config.max_target_positions - len(prompt))
+    best = torch.full((batch_size, longest), end, device=device)
+    rows = torch.arange(batch_size, device=device)
+    going = torch.ones(batch_size, dtype=torch.bool, device=device)
+    complete = torch.full((batch_size, num_beams), -torch.inf, device=device)  # scores
+    scores = torch.zeros(batch_size, 1, device=device)  # summed; of one beam, which is the prompt
+    said = torch.empty(batch_size, 1, 0, dtype=torch.long, device=device)
+    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    inputs = torch.tensor([list(prompt)], device=device).expand(batch_size, -1)
+    always, at_first = _suppressed(whisper, device)
+    for length in range(1, longest + 1):
+        logits = whisper.proj_out(decoder_states(whisper, encoded, inputs, cache)[:, -1])
+        suppressed = torch.cat([always, at_first]) if length == 1 else always
+        log_probs = logits.float().log_softmax(dim=1).index_fill(1, suppressed, -torch.inf)
+        candidates = scores[:, :, None] + log_probs.view(*scores.shape, -1)
+        totals, choices = candidates.flatten(1).topk(2 * num_beams)  # as many go on, even if all of the first ones end
+        beams, tokens = choices // log_probs.shape[1], choices % log_probs.shape[1]
+        grown = torch.cat([said.gather(1, beams[:, :, None].expand(-1, -1, length - 1)), tokens[:, :, None]], dim=2)
+        ended = (tokens == end) | (length == longest)
+        means = (totals / length).masked_fill(~ended | ~going[:, None], -torch.inf)[:, :num_beams]
+        top, which = means.max(dim=1)
+        better = top > complete[:, 0]
+        best[rows, :length] = torch.where(
+            better[:, None], grown[torch.arange(len(rows), device=device), which], best[rows, :length]
+        )
+        complete = torch.cat([complete, means], dim=1).topk(num_beams).values
+        scores, kept = totals.masked_fill(ended, -torch.inf).topk(num_beams)
+        going = going & (scores[:, 0] / length > complete[:, -1])
+        beams, said = beams.gather(1, kept), grown.gather(1, kept[:, :, None].expand(-1, -1, length))
+        state_rows = beams + torch.arange(len(rows), device=device)[:, None] * (1 if length == 1 else num_beams)
+        if (length - 1) % TOKENS_BETWEEN_CHECKS == 0:
+            alive = going.nonzero().squeeze(1)
+            if len(alive) == 0:
+                break
+            if length == 1 or len(alive) < len(rows):
+                rows, going, complete, scores, said, state_rows = (
+                    each[alive] for each in (rows, going, complete, scores, said, state_rows)
+                )
+                cache.cross_attention_cache.batch_select_indices(state_rows.flatten())  # the same for all its beams
+        cache.self_attention_cache.batch_select_indices(state_rows.flatten())
+        inputs = said[:, :, -1].flatten()[:, None]
+    return [_until(row, end) for row in best.tolist()]
 
 
 def _suppressed(whisper: WhisperForConditionalGeneration, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -19,7 +19,7 @@ from whisper_lightning.errors import UserError
 from whisper_lightning.features import log_mel, mask_log_mel, mel_filters
 from whisper_lightning.files import read_checkpoint
 from whisper_lightning.model.cost import POSITIONS_PER_SECOND, rows_at_once
-from whisper_lightning.model.decode import greedy_decode
+from whisper_lightning.model.decode import decode
 from whisper_lightning.model.optim import Schedule, learning_rate_factor, parameter_groups
 from whisper_lightning.model.tail import Encoded, Tail, encode
 from whisper_lightning.model.weights import identify
@@ -84,6 +84,7 @@ class WhisperModule(LightningModule):
         activation_seconds: Padded seconds of audio whose activations are kept at once. A longer batch goes through the
             model in parts that are computed again in the backward pass: the same gradients, bounded memory.
         max_tokens: Longest decoded transcript, in tokens.
+        num_beams: Transcripts of each utterance that the decode follows at once; 1 is greedy.
         spec_augment: Mask stretches of time and bands of frequency in training (Park et al. 2019).
     """
 
@@ -103,6 +104,7 @@ class WhisperModule(LightningModule):
         weight_decay: float = 0.01,
         activation_seconds: float = 120.0,
         max_tokens: int = 225,
+        num_beams: int = 1,
         spec_augment: bool = False,
     ) -> None:
         super().__init__()
@@ -115,6 +117,7 @@ class WhisperModule(LightningModule):
         self.whisper = load_whisper(
             checkpoint, self.encoder, random_weights=random_weights, suppress=suppress_tokens != "none"
         )
+        self.whisper.generation_config.num_beams = num_beams
         self.identity = identify(self.whisper, self.processor.tokenizer, with_weights=not random_weights)
         if initial_weights is not None:
             self._take_weights(Path(initial_weights))
@@ -259,7 +262,9 @@ class WhisperModule(LightningModule):
         encoded = self.encode(batch.waveforms)
         states = decoder_states(self.whisper, encoded, batch.decoder_input_ids)
         loss_sum = label_loss(self.whisper, states, batch.label_positions, batch.label_tokens)
-        tokens = greedy_decode(self.whisper, encoded, self.encoder.prompt, self.max_tokens)
+        tokens = decode(
+            self.whisper, encoded, self.encoder.prompt, self.max_tokens, self.whisper.generation_config.num_beams
+        )
         return Decoded([self.text(row) for row in tokens], loss_sum, len(batch.label_tokens))
 
     def text(self, tokens: Sequence[int]) -> str:

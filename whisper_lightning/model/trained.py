@@ -15,7 +15,9 @@ from whisper_lightning.files import read_checkpoint
 from whisper_lightning.model.module import WhisperModule
 
 
-def open_model(source: str, *, language: str | None = None, exact: bool = False) -> WhisperModule:
+def open_model(
+    source: str, *, language: str | None = None, exact: bool = False, num_beams: int = 1
+) -> WhisperModule:
     """Give a module in evaluation mode, on the CPU in float32.
 
     Args:
@@ -23,13 +25,19 @@ def open_model(source: str, *, language: str | None = None, exact: bool = False)
             Face layout, or a hub name.
         language: Language that is spoken; by default the one that the model was trained for, else Spanish.
         exact: Compute every silent position, to compare with other programs to the last digit.
+        num_beams: Of its decode, whatever it was validated with; 1 is greedy.
 
     Raises:
         UserError: There is no model, or a run that has no best model yet.
     """
     path = Path(source)
+    told: dict[str, Any] = {"num_beams": num_beams}
+    if language is not None:
+        told["language"] = language
+    if exact:
+        told["tail"] = "exact"
     if path.is_file():
-        return _open_checkpoint(path, language, exact=exact).eval()
+        return _open_checkpoint(path, told).eval()
     if not path.exists():
         runs = sorted(config.parent.name for config in path.parent.glob("*/config.yaml"))
         if runs:  # the hub has no such model either, and offline it takes minutes to say so
@@ -38,12 +46,7 @@ def open_model(source: str, *, language: str | None = None, exact: bool = False)
         source = str(path / "best")
     elif (path / "config.yaml").is_file() and not (path / "config.json").is_file():
         raise UserError(f"{source}: this run has no best model yet; give its checkpoints/last.ckpt, or validate once")
-    trained = _trained_for(source)
-    if language is not None:
-        trained["language"] = language
-    if exact:
-        trained["tail"] = "exact"
-    return WhisperModule(checkpoint=source, **trained).eval()
+    return WhisperModule(checkpoint=source, **_trained_for(source) | told).eval()
 
 
 def find_run(source: str) -> Path | None:
@@ -89,7 +92,7 @@ def _trained_for(source: str) -> dict[str, Any]:
     return {name: value.strip("<|>") for name, value in named.items()}
 
 
-def _open_checkpoint(path: Path, language: str | None, *, exact: bool) -> WhisperModule:
+def _open_checkpoint(path: Path, told: dict[str, Any]) -> WhisperModule:
     """Open a checkpoint file of a run; the model that the run started from gives everything but the weights."""
     try:
         hparams = read_checkpoint(path).get("hyper_parameters")
@@ -102,8 +105,4 @@ def _open_checkpoint(path: Path, language: str | None, *, exact: bool) -> Whispe
     best = path.parent.parent / "best"
     if (best / "config.json").is_file():  # the same model, which has moved with the run
         hparams["checkpoint"] = str(best)
-    if language is not None:
-        hparams["language"] = language
-    if exact:
-        hparams["tail"] = "exact"
-    return WhisperModule(**hparams | {"random_weights": True, "initial_weights": str(path)})
+    return WhisperModule(**hparams | told | {"random_weights": True, "initial_weights": str(path)})

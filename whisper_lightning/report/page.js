@@ -80,11 +80,18 @@ function drawHeadline() {
   const cell = (e) => element("td", {}, estimate(e), element("small", {}, interval(e)));
   const rows = R.models.map((each, i) => {
     const s = each.scores[scoringName()];
-    return element("tr", { class: i === state.model ? "chosen" : "" }, element("th", { scope: "row" }, each.name), ...[s.wer, s.cer, s.substitutions, s.deletions, s.insertions].map(cell));
+    return element("tr", { class: i === state.model ? "chosen" : "" }, element("th", { scope: "row" }, each.name, decodeOf(each)), ...[s.wer, s.cer, s.substitutions, s.deletions, s.insertions].map(cell));
   });
   const caption = `${title(scoringName())}; in percent of the reference's words, CER of its characters`;
   byId("scores").replaceChildren(element("caption", {}, caption), element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows));
   drawDifferences();
+}
+
+function decodeOf({ decode }) {
+  const search = decode.num_beams === 1 ? "greedy" : `${decode.num_beams} beams`;
+  const never = decode.never_written;
+  const marks = never.length ? `, ${never.length} marks never written` : "";
+  return element("small", never.length ? { title: `Never written: ${never.join(" ")}` } : {}, search + marks);
 }
 
 function drawWhiskers() {

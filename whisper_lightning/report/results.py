@@ -41,7 +41,8 @@ def evaluate(transcripts: Transcripts) -> tuple[dict[str, Any], list[list[Scored
     """
     pairs = zip(transcripts.models, transcripts.hypotheses, strict=True)
     scored = [score_model(name, transcripts.utterances, hypotheses) for name, hypotheses in pairs]
-    models = [_model(name, rows) for name, rows in zip(transcripts.models, tqdm(scored, desc="intervals"), strict=True)]
+    described = zip(transcripts.models, tqdm(scored, desc="intervals"), transcripts.decodes, strict=True)
+    models = [_model(name, rows) | {"decode": asdict(decode)} for name, rows, decode in described]
     results = {
         "data": {
             "source": transcripts.source,

@@ -29,10 +29,15 @@ class Table(NamedTuple):
     rows: list[list[str]]
 
 
+def _decode(models: list[dict[str, Any]]) -> str:
+    beams = sorted({model["decode"]["num_beams"] for model in models})
+    return "greedy" if beams == [1] else f"{' or '.join(map(str, beams))} beams"
+
+
 def make_tables(results: dict[str, Any]) -> list[Table]:
     """Lay out the figures: error rates, other figures, differences, slices."""
     data, models = results["data"], results["models"]
-    about = f"{data['source']}, {data['num_utterances']:,} utterances, decoded at full context; {NO_INTERVAL}"
+    about = f"{data['source']}, {data['num_utterances']:,} utterances, decoded at full context, {_decode(models)}; {NO_INTERVAL}"
     scorings = [scoring["name"] for scoring in results["scorings"]]
     rates = ["wer", "cer", "substitutions", "deletions", "insertions"]
     tables = [

@@ -40,6 +40,19 @@ class ReferenceUtterance:
 
 
 @dataclass(frozen=True)
+class Decode:
+    """How a model was decoded.
+
+    Attributes:
+        num_beams: Transcripts followed at once; 1 is greedy.
+        never_written: Texts of the tokens that are suppressed.
+    """
+
+    num_beams: int
+    never_written: list[str]
+
+
+@dataclass(frozen=True)
 class Transcripts:
     """The utterances that every model could take, and what each model made of them.
 
@@ -49,6 +62,7 @@ class Transcripts:
         models: Names, all different.
         hypotheses: For each model a transcript of each utterance.
         rejected: Rows that are not scored, and why.
+        decodes: How each model was decoded.
     """
 
     source: str
@@ -56,6 +70,7 @@ class Transcripts:
     models: list[str]
     hypotheses: list[list[str]]
     rejected: list[Rejected]
+    decodes: list[Decode]
 
 
 @dataclass(frozen=True)
@@ -90,10 +105,14 @@ def transcribe_test_set(
     """
     transcripts: list[dict[int, str]] = []
     rejected: dict[tuple[int, str], Rejected] = {}
+    decodes: list[Decode] = []
     for model in models[1:]:
         open_one(model)  # so that a wrong name is not found after an hour of decoding
     for model in models:
-        decoded, split = _decode(open_one(model), data, folder)
+        module = open_one(model)
+        decoded, split = _decode(module, data, folder)
+        decodes.append(_describe_decode(module))
+        del module
         transcripts.append(decoded)
         rejected |= {(each.row, each.reason): each for each in split.rejected}
     utterances = [each for each in _describe(split, data) if all(each.row in decoded for decoded in transcripts)]
@@ -102,7 +121,14 @@ def transcribe_test_set(
     hypotheses = [[decoded[each.row] for each in utterances] for decoded in transcripts]
     # An utterance too long for one model is left out of all, or their figures would not be about the same speech.
     source = without_keys(data.source)
-    return Transcripts(source, utterances, list(names), hypotheses, [rejected[key] for key in sorted(rejected)])
+    left_out = [rejected[key] for key in sorted(rejected)]
+    return Transcripts(source, utterances, list(names), hypotheses, left_out, decodes)
+
+
+def _describe_decode(module: WhisperModule) -> Decode:
+    config, tokenizer = module.whisper.generation_config, module.processor.tokenizer
+    texts = (tokenizer.decode([token]) for token in config.suppress_tokens if token not in tokenizer.all_special_ids)
+    return Decode(config.num_beams, sorted({text.strip() for text in texts}))
 
 
 class _Collect(Callback):
