@@ -46,7 +46,8 @@ MAY_IMPORT = {
     "summary": {"callbacks", "statistics", "transcripts"},
     "cli": {"errors", "files", "run", "stop", "loggers", "data", "model", "callbacks", "processor"}
     | {"parser", "checks", "summary", "terminal"},
-    "recordings": {"errors", "audio", "subtitles", "export", "terminal"},
+    "recordings": {"errors", "audio", "speech", "subtitles", "export", "terminal"},
+    "speech": {"audio"},
     "subtitles": {"errors"},
     "__main__": {"cli", "stop"},
     "__init__": set[str](),

@@ -61,7 +61,9 @@ def transcripts(number: int, *rates: float, path: Path | None = None) -> Transcr
     hypotheses = [
         [noisy(each, random.Random(f"{rate}/{i}"), rate) for i, each in enumerate(sentences)] for rate in rates
     ]
-    return Transcripts("test.csv", utterances, [f"model {i}" for i in range(len(rates))], hypotheses, [], [Decode(1, [])] * len(rates))
+    return Transcripts(
+        "test.csv", utterances, [f"model {i}" for i in range(len(rates))], hypotheses, [], [Decode(1, [])] * len(rates)
+    )
 
 
 def test_identical_models_do_not_differ_and_others_do() -> None:

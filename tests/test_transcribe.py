@@ -14,10 +14,12 @@ import faster_whisper
 import numpy as np
 import pytest
 import soundfile
+from faster_whisper.transcribe import Segment, Word
 
 from tests.conftest import MODEL, QUICKSTART, one_error, read_rows
 from tests.multilingual import write_model
-from whisper_lightning.recordings import _judged, _Speech, stems
+from whisper_lightning.recordings import _judged, stems
+from whisper_lightning.speech import Speech
 
 RATE = 16_000
 tool = importlib.import_module("tools.transcribe")
@@ -184,19 +186,21 @@ def test_a_gpu_that_cannot_be_used_is_one_line(
 
 
 def test_speech_is_found_again_in_the_recording() -> None:
-    """Three spans, the last one too long for the first window."""
-    samples = [{"start": a * RATE, "end": b * RATE} for a, b in ((1, 4), (6, 8), (20, 45))]
-    speech = _Speech.of(np.zeros(60 * RATE, np.float32), samples, 30.0)
-    assert speech.windows == [(0.0, 30.0)]
-    assert [speech.joined(seconds) for seconds in (0.0, 2.0, 5.0, 7.0, 30.0, 60.0)] == [0.0, 1.0, 3.0, 4.0, 15.0, 30.0]
-    assert speech.pieces(0.0, 30.0) == [(1.0, 4.0), (6.0, 8.0), (20.0, 45.0)]
-    assert speech.pieces(1.0, 10.0) == [(2.0, 4.0), (6.0, 8.0), (20.0, 25.0)]
-    near = _Speech.of(np.zeros(60 * RATE, np.float32), [*samples, {"start": 46 * RATE, "end": 50 * RATE}], 30.0)
-    assert near.windows == [(0.0, 30.0), (30.0, 34.0)]
-    assert near.pieces(25.0, 34.0) == [(40.0, 50.0)]
-    words = [faster_whisper.transcribe.Word(0.2, 2.0, " a", 1.0), faster_whisper.transcribe.Word(7.0, 9.5, " b", 1.0)]
-    bound = speech.bound(SimpleNamespace(words=words))
-    assert [(word.start, word.end) for word in bound.words] == [(1.0, 2.0), (7.0, 8.0)]
+    """Four spans: of the pauses between, 0.3 s is kept, or what there is."""
+    spans = [(int(a * RATE), int(b * RATE)) for a, b in ((1, 4), (6, 8), (8.1, 20), (25, 50))]
+    speech = Speech.of(np.arange(60 * RATE, dtype=np.float32), spans)
+    assert speech.seconds == pytest.approx(3.3 + 2.1 + 12.2 + 25.3)
+    assert speech.spans.ravel().tolist() == pytest.approx([0, 3, 3.3, 5.3, 5.4, 17.3, 17.6, 42.6])
+    assert speech.waveform[int(5.4 * RATE)] == int(8.1 * RATE)
+    assert speech.between(2.0, 4.3) == pytest.approx(2.0)
+    assert np.allclose(speech.windows(0.0, speech.seconds, 30.0), [(0.0, 17.3), (17.6, 42.6)])
+    assert np.allclose(speech.windows(1.0, 20.0, 10.0), [(1.0, 5.3), (5.4, 17.3), (17.6, 20.0)])
+    words = [Word(2.5, 3.2, " a", 1.0), Word(3.1, 5.0, " b", 1.0), Word(20.0, 21.0, " c", 1.0)]
+    restored = speech.restored(Segment(1, 0, 2.5, 21.0, " a b c", [], 0.0, 1.0, 0.0, words, 0.0))
+    times = [(word.start, word.end) for word in restored.words or []]
+    assert times == [(3.5, 4.0), (6.0, 7.7), (27.4, 28.4)]
+    assert (restored.start, restored.end) == (3.5, 28.4), "from its first to its last word"
+    assert Speech.of(np.zeros(RATE, np.float32), []).windows(0.0, 0.0, 30.0) == []
 
 
 @pytest.mark.parametrize(
@@ -207,25 +211,25 @@ def test_speech_is_found_again_in_the_recording() -> None:
         ([(1.0, 3.0), (3.5, 5.5), (6.0, 8.0)], 1.0, -1.1, [8.0]),  # the model doubts it
         ([(1.0, 3.0), (6.0, 8.0)], 1.0, -0.3, [8.0]),  # three seconds of speech between without a word
         ([(4.0, 6.0), (6.0, 8.0)], 1.0, -0.3, [8.0]),  # before
-        ([(1.0, 3.0), (3.5, 5.0)], 1.0, -0.3, [4.0]),  # behind: that alone
+        ([(1.0, 3.0), (3.5, 5.0)], 1.0, -0.3, [3.0]),  # behind: that alone
         ([], 1.0, -0.3, [8.0]),
     ],
 )
 def test_what_was_heard_badly_or_left_out_is_heard_again(
     words: list[tuple[float, float]], compression_ratio: float, avg_logprob: float, heard_again: list[float]
 ) -> None:
-    speech = _Speech.of(np.zeros(12 * RATE, np.float32), [{"start": RATE, "end": 9 * RATE}], 30.0)
-    said = [faster_whisper.transcribe.Word(start, end, " a", 1.0) for start, end in words]
+    speech = Speech.of(np.zeros(12 * RATE, np.float32), [(RATE, 9 * RATE)])
+    said = [Word(start, end, " a", 1.0) for start, end in words]
     judged = {"compression_ratio": compression_ratio, "avg_logprob": avg_logprob}
-    segment: Any = SimpleNamespace(seek=0, words=said, **judged)
+    segment: Any = SimpleNamespace(seek=0, start=1.0, words=said, **judged)
     options: Any = SimpleNamespace(compression_ratio_threshold=2.4, log_prob_threshold=-1.0)
     lengths: list[float] = []
 
-    def again(waveform: np.ndarray) -> tuple[list[Any], None]:
-        lengths.append(len(waveform) / RATE)
-        return [], None
+    def again(pieces: list[tuple[float, float]]) -> list[Any]:
+        lengths.extend(end - start for start, end in pieces)
+        return []
 
-    kept = list(_judged([segment], np.zeros(12 * RATE, np.float32), speech, options, again))
+    kept = list(_judged([segment], [(0.0, 8.0)], speech, options, 8, again))
     assert lengths == heard_again
     assert len(kept) == (heard_again != [8.0])
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from whisper_lightning.audio import AudioError
 from whisper_lightning.errors import UserError
-from whisper_lightning.recordings import find_audio, open_recognizer, stems, transcribe
+from whisper_lightning.recordings import BEAM_SIZE, find_audio, open_recognizer, stems, transcribe
 from whisper_lightning.subtitles import FORMATS, CueLimits, Transcript, write_transcript
 from whisper_lightning.terminal import read_command_line, say, show
 
@@ -40,7 +40,7 @@ def main(args: list[str] | None = None) -> int:
     heard.add_argument("--sequential", action="store_true", help="one window after the other instead of batches")
     heard.add_argument("--batch_size", type=int, default=8, help="windows that are heard at once")
     heard.add_argument("--task", choices=["transcribe", "translate"], default="transcribe", help="translate to English")
-    heard.add_argument("--beam_size", type=int, default=5)
+    heard.add_argument("--beam_size", type=int, default=BEAM_SIZE, help=f"{BEAM_SIZE} by default")
     heard.add_argument("--temperature", type=float, nargs="+", default=[0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
     heard.add_argument("--compression_ratio_threshold", type=float, default=2.4)
     heard.add_argument("--log_prob_threshold", type=float, default=-1.0)

@@ -15,9 +15,7 @@ from whisper_lightning.files import read_checkpoint
 from whisper_lightning.model.module import WhisperModule
 
 
-def open_model(
-    source: str, *, language: str | None = None, exact: bool = False, num_beams: int = 1
-) -> WhisperModule:
+def open_model(source: str, *, language: str | None = None, exact: bool = False, num_beams: int = 1) -> WhisperModule:
     """Give a module in evaluation mode, on the CPU in float32.
 
     Args:

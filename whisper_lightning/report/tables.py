@@ -37,7 +37,8 @@ def _decode(models: list[dict[str, Any]]) -> str:
 def make_tables(results: dict[str, Any]) -> list[Table]:
     """Lay out the figures: error rates, other figures, differences, slices."""
     data, models = results["data"], results["models"]
-    about = f"{data['source']}, {data['num_utterances']:,} utterances, decoded at full context, {_decode(models)}; {NO_INTERVAL}"
+    about = f"{data['source']}, {data['num_utterances']:,} utterances, decoded at full context, {_decode(models)}"
+    about = f"{about}; {NO_INTERVAL}"
     scorings = [scoring["name"] for scoring in results["scorings"]]
     rates = ["wer", "cer", "substitutions", "deletions", "insertions"]
     tables = [
