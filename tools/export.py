@@ -18,6 +18,7 @@ from whisper_lightning.data.manifest import read_manifest
 from whisper_lightning.errors import UserError, is_full_disk
 from whisper_lightning.export.card import Run, find_base, find_license, model_card, read_run
 from whisper_lightning.export.check import FORMATS, INT8_POINTS, Check, Clip, check_request, export
+from whisper_lightning.export.push import check_repository, list_files, push
 from whisper_lightning.model.trained import open_model
 from whisper_lightning.terminal import read_command_line, say
 
@@ -39,11 +40,18 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--license", help="for the model card, such as cc-by-4.0; that of a published Whisper is known")
     parser.add_argument("--base_model", help="hub name of what the model was made of, where the run does not say")
     parser.add_argument("--name", help="what the model card calls the model; by default as its folder")
+    parser.add_argument("--push_to_hub", metavar="NAME", help="send hf/ and its card to this repository of the hub")
+    parser.add_argument("--private", action="store_true", help="make that repository for its owner alone")
+    parser.add_argument("--dry_run", action="store_true", help="only say what would be sent")
     options = read_command_line(parser, args)
     formats = list(dict.fromkeys(options.formats.split(",")))
     try:
         module = open_model(options.model, language=options.language, exact=True)
         check_request(module, options.out, formats)
+        if options.push_to_hub is not None:
+            check_repository(options.push_to_hub)
+            if "hf" not in formats:
+                raise UserError(f"--push_to_hub sends hf, which is not among --formats {options.formats}")
         run = read_run(options.model)
         clips = read_clips(_test_data(options.data, run), options.num_clips, module.full_frames / 100)
         checks = export(
@@ -57,6 +65,9 @@ def main(args: list[str] | None = None) -> int:
                 say("the model card says: licence unknown; give --license, and --base_model if it is on the hub")
             card = model_card(name, module, base, run, *_training_data(run), known)
             (options.out / FORMATS["hf"] / "README.md").write_text(card, encoding="utf-8", newline="\n")
+        status = report(checks)
+        if status == 0 and options.push_to_hub is not None:
+            _push(options.out / FORMATS["hf"], options.push_to_hub, private=options.private, dry_run=options.dry_run)
     except UserError as error:
         say(f"error: {error}", error=True)
         return 2
@@ -65,7 +76,16 @@ def main(args: list[str] | None = None) -> int:
             raise
         say(f"error: {options.out}: the export cannot be written ({error}); choose another folder", error=True)
         return 2
-    return report(checks)
+    return status
+
+
+def _push(folder: Path, name: str, *, private: bool, dry_run: bool) -> None:
+    if dry_run:
+        for file, num_bytes in list_files(folder):
+            say(f"{num_bytes / 2**20:10.3f} MiB  {file}")
+        say(f"would be sent to {name}{', private' if private else ''}; nothing was")
+    else:
+        say(f"sent: {push(folder, name, private=private)}")
 
 
 def _test_data(given: Path | None, run: Run | None) -> Path:
