@@ -150,7 +150,7 @@ def report(checks: list[Check]) -> int:
         table.add_row(check.format, check.client, *row)
     Console(width=max(130, console.width)).print(table, markup=False)
     if any(check.verdict == "undecided" for check in checks):
-        say(f"undecided: it may cost more than {INT8_POINTS:g} point of WER, or nothing; give more clips (--num_clips)")
+        say(f"undecided: it may cost more than {INT8_POINTS:g} point of WER, or less; give more clips (--num_clips)")
     bad = [check.format for check in checks if check.verdict == "DIFFERS"]
     if bad:
         say(f"error: {', '.join(bad)}: the client's text is not ours, beyond what rounding explains", error=True)

@@ -100,7 +100,7 @@ class Check:
         value, low, high, _ = self.difference
         if (value if high is None else high) <= INT8_POINTS:
             return "agrees"
-        return "DIFFERS" if low is None or low > 0 else "undecided"
+        return "DIFFERS" if low is None or low > INT8_POINTS else "undecided"
 
 
 def check_request(module: WhisperModule, folder: Path, formats: Sequence[str]) -> None:
