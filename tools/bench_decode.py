@@ -36,6 +36,7 @@ from whisper_lightning.terminal import read_command_line
 from whisper_lightning.text import normalize
 
 BATCH_SIZE = 16
+PROGRAMS = ["ours", "transformers", "faster-whisper float32", "faster-whisper int8"]
 
 
 @torch.no_grad()
@@ -86,6 +87,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("csv", type=Path, help="clips and their sentences")
     parser.add_argument("--num_clips", type=int, default=64)
     parser.add_argument("--beams", type=int, nargs="+", default=[1, 5])
+    parser.add_argument("--programs", nargs="+", default=PROGRAMS, choices=PROGRAMS, help="the first is compared with")
     given = read_command_line(parser, args)
     from faster_whisper import WhisperModel
 
@@ -97,16 +99,16 @@ def main(args: list[str] | None = None) -> int:
         ct2.write(module, Path(scratch) / "ct2", "float32")
         models = {kind: WhisperModel(f"{scratch}/ct2", device="cpu", compute_type=kind) for kind in ("float32", "int8")}
     decoders: dict[str, Callable[..., list[str]]] = {
-        "ours, float32": partial(ours, module, decoding),
-        "transformers, float32": partial(with_transformers, module, decoding),
-        **{f"faster-whisper, {kind}": partial(with_faster_whisper, model, decoding) for kind, model in models.items()},
+        "ours": partial(ours, module, decoding),
+        "transformers": partial(with_transformers, module, decoding),
+        **{f"faster-whisper {kind}": partial(with_faster_whisper, model, decoding) for kind, model in models.items()},
     }
     texts: dict[str, list[str]] = {}
     seconds: dict[str, float] = {}
     names = {
         f"{name}, {f'{beams} beams' if beams > 1 else 'greedy'}": (name, beams)
         for beams in given.beams
-        for name in decoders
+        for name in given.programs
     }
     for name, (decoder, beams) in names.items():  # a batch of each first, which reads what is loaded late
         decoders[decoder](beams, [clip.waveform for clip in clips[:2]])
