@@ -1,6 +1,7 @@
 """What a model may write: the published list, without the marks that its training sentences have."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from transformers import AutoTokenizer
 
 from tests.conftest import MODEL, publish, quick_arguments, read_rows
 from whisper_lightning.cli import main
-from whisper_lightning.export.decoding import Decoding
+from whisper_lightning.export.decoding import Decoding, _pattern
 from whisper_lightning.model.module import WhisperModule
 from whisper_lightning.model.trained import open_model
 from whisper_lightning.text import marks
@@ -63,10 +64,18 @@ def test_the_other_choices(checkpoint: Path) -> None:
         assert module.whisper.generation_config.suppress_tokens == expected
     decoding = Decoding.of(module)
     assert decoding.suppress_tokens == (*TOKENS.values(),)
-    assert decoding.suppress_regex == r'"|\['
+    assert decoding.suppress_regex == r'["\[]'
     module.let_write(None)  # shards that do not say
     assert module.whisper.generation_config.suppress_tokens == []
     assert Decoding.of(module).suppress_regex == ""
+
+
+def test_the_pattern_of_whisper_cpp_matches_the_tokens_and_no_others() -> None:
+    tokens = {'"', ' "', "[", " -", "(", " (", ">>", " >>", "「", "]", "^", " ^", "\\", "\ufffd"}
+    pattern = _pattern(tokens)
+    assert {token for token in tokens if not re.fullmatch(pattern, token)} == {"\ufffd"}, "no text is a part of a mark"
+    assert not any(re.fullmatch(pattern, token) for token in ("-", " [", " ]", "> >", " ", "", "a", "á"))
+    assert pattern.startswith(' ?["'), "classes are fast"
 
 
 def test_a_mark_counts_where_the_token_has_it(checkpoint: Path) -> None:

@@ -50,9 +50,8 @@ class Decoding:
     @classmethod
     def of(cls, module: WhisperModule) -> Decoding:
         """Give the decoding of a module's language and task."""
-        whisper, tokenizer = module.whisper, module.processor.tokenizer
+        whisper = module.whisper
         suppressed = tuple(whisper.generation_config.suppress_tokens)
-        written = [tokenizer.decode([token]) for token in suppressed if token not in tokenizer.all_special_ids]
         return cls(
             language=module.encoder.language,
             task=module.encoder.task,
@@ -60,13 +59,22 @@ class Decoding:
             max_tokens=whisper.config.max_target_positions // 2 - 4,
             num_samples=module.full_frames * HOP_LENGTH,
             suppress_tokens=suppressed,
-            suppress_regex="|".join(re.escape(text) for text in written),
+            suppress_regex=_pattern(set(module.never_written().values())),
             suppress_blank=bool(whisper.generation_config.begin_suppress_tokens),
         )
 
     def pad(self, waveform: torch.Tensor) -> torch.Tensor:
         """Give `(N,)` with silence up to the full context, as Whisper is trained."""
         return F.pad(waveform, (0, self.num_samples - len(waveform)))
+
+
+def _pattern(texts: set[str]) -> str:
+    """Match whole texts; marks of one character by classes, which whisper.cpp matches with its whole vocabulary."""
+    marks = {text for text in texts if text.isascii() and len(text.removeprefix(" ")) == 1}
+    bare, blank = marks & {text.strip() for text in marks}, {text[1:] for text in marks if text.startswith(" ")}
+    classes = ((" ?", bare & blank), (" ", blank - bare), ("", bare - blank))
+    parts = [f"{before}[{''.join(map(re.escape, sorted(chars)))}]" for before, chars in classes if chars]
+    return "|".join([*parts, *(re.escape(text) for text in sorted(texts - marks) if "\ufffd" not in text)])
 
 
 @torch.no_grad()

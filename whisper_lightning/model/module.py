@@ -141,13 +141,15 @@ class WhisperModule(LightningModule):
 
     def let_write(self, written: set[str] | None) -> None:
         """Suppress no token all of whose marks occur in some text, as `marks` gives them; None: no token at all."""
-        config, tokenizer = self.whisper.generation_config, self.processor.tokenizer
-        texts = {token: tokenizer.decode([token]) for token in config.suppress_tokens}
-        config.suppress_tokens = [
-            token
-            for token, text in texts.items()
-            if token in tokenizer.all_special_ids or not (written is None or marks(text) <= written)
-        ]
+        config, texts = self.whisper.generation_config, self.never_written()
+        let = {token for token, text in texts.items() if written is None or marks(text) <= written}
+        config.suppress_tokens = [token for token in config.suppress_tokens if token not in let]
+
+    def never_written(self) -> dict[int, str]:
+        """Give the tokens that are suppressed, but for special ones, and their texts."""
+        tokenizer = self.processor.tokenizer
+        suppressed = self.whisper.generation_config.suppress_tokens
+        return {token: tokenizer.decode([token]) for token in suppressed if token not in tokenizer.added_tokens_decoder}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is never written, which the training data decide."""

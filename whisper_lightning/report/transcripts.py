@@ -126,9 +126,8 @@ def transcribe_test_set(
 
 
 def _describe_decode(module: WhisperModule) -> Decode:
-    config, tokenizer = module.whisper.generation_config, module.processor.tokenizer
-    texts = (tokenizer.decode([token]) for token in config.suppress_tokens if token not in tokenizer.all_special_ids)
-    return Decode(config.num_beams, sorted({text.strip() for text in texts}))
+    texts = {text.strip() for text in module.never_written().values()}
+    return Decode(module.whisper.generation_config.num_beams, sorted(texts))
 
 
 class _Collect(Callback):
