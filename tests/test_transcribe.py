@@ -18,7 +18,7 @@ from faster_whisper.transcribe import Segment, Word
 
 from tests.conftest import MODEL, QUICKSTART, one_error, read_rows
 from tests.multilingual import write_model
-from whisper_lightning.recordings import _judged, stems
+from whisper_lightning.recordings import _by_window, _in_batches, _judged, open_recognizer, stems
 from whisper_lightning.speech import Speech
 
 RATE = 16_000
@@ -262,6 +262,17 @@ def test_mistakes(
     assert main([model, *arguments]) == 2
     error = one_error(capsys)
     assert all(word in error for word in words)
+
+
+def test_segments_are_told_by_window_wherever_it_begins(model: str) -> None:
+    """The pipeline's rounding puts 8.11 and 8.19 s into other frames than 811 and 819; else the rest would be lost."""
+    windows = [(0.0, 0.2), (8.11, 8.15), (8.19, 8.4), (16.13, 16.3), (17.0, 17.2)]
+    recognizer = open_recognizer(model)
+    told = {"language": "es", "beam_size": 1, "max_new_tokens": 3, "word_timestamps": False}
+    segments, _ = _in_batches(recognizer, np.zeros(18 * RATE, np.float32), windows, 8, told)
+    found = list(_by_window(segments, windows))
+    assert all(found)
+    assert [window[0].start for window in found] == pytest.approx([start for start, _ in windows], abs=0.02)
 
 
 def test_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

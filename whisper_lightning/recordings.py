@@ -278,7 +278,8 @@ def _by_window(segments: Iterable[Segment], windows: Sequence[Window]) -> Iterat
     seek, group = next(groups, (-1, iter(())))
     for start, _ in windows:
         found: list[Segment] = []
-        if seek == int(start * FRAMES_PER_SECOND):
+        # As the pipeline computes it: half a sample before a frame is another frame.
+        if seek == int(int(start * SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ * FRAMES_PER_SECOND):
             found = list(group)
             seek, group = next(groups, (-1, iter(())))
         yield found
