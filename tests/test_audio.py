@@ -11,9 +11,10 @@ import soundfile
 import torch
 from transformers import WhisperFeatureExtractor
 
-from whisper_lightning import audio
-from whisper_lightning.audio import AudioError, load_audio, stream_audio
-from whisper_lightning.features import log_mel, mask_log_mel, mel_filters
+from whisper_lightning.audio.augment import mask_log_mel
+from whisper_lightning.audio.decoders import SOUNDFILE_FORMATS, AudioError
+from whisper_lightning.audio.features import log_mel, mel_filters
+from whisper_lightning.audio.read import load_audio, stream_audio
 
 
 def tone(seconds: float = 1.0, rate: int = 16_000, channels: int = 1) -> np.ndarray:
@@ -110,7 +111,7 @@ def test_no_format_is_read_short(tmp_path: Path, format_name: str) -> None:
             try:
                 length = len(load_audio(path))
             except AudioError:
-                assert share < 1 or format_name not in audio.SOUNDFILE_FORMATS or subtype.startswith("DWVW")
+                assert share < 1 or format_name not in SOUNDFILE_FORMATS or subtype.startswith("DWVW")
             else:
                 assert share == 1
                 assert length == pytest.approx(16_000, abs=1000)
@@ -274,7 +275,8 @@ def test_cancelling_is_judged_block_by_block(tmp_path: Path, monkeypatch: pytest
     generator = np.random.default_rng(0)
     jingle, voice = generator.normal(0, 0.1, (16_000, 2)), generator.normal(0, 0.1, (48_000, 1))
     soundfile.write(tmp_path / "a.wav", np.concatenate([jingle, voice * [1.0, -1.0]]), 16_000, subtype="FLOAT")
-    monkeypatch.setattr(audio, "BLOCK_SECONDS", 1)
+    for module in ("decoders", "read"):
+        monkeypatch.setattr(f"whisper_lightning.audio.{module}.BLOCK_SECONDS", 1)
     joined = torch.cat(list(stream_audio(tmp_path / "a.wav"))).numpy()
     assert len(joined) == 64_000
     assert np.abs(joined[17_000:] - voice[1_000:, 0]).max() < 1e-6
@@ -448,7 +450,8 @@ def test_blocks_are_the_whole_in_parts(tmp_path: Path, monkeypatch: pytest.Monke
     else:
         soundfile.write(path, samples, rate)
     whole = load_audio(path)
-    monkeypatch.setattr(audio, "BLOCK_SECONDS", 1)
+    for module in ("decoders", "read"):
+        monkeypatch.setattr(f"whisper_lightning.audio.{module}.BLOCK_SECONDS", 1)
     blocks = list(stream_audio(path))
     assert len(blocks) >= 3
     assert all(len(block) % 16_000 == 0 for block in blocks[:-1])
@@ -464,7 +467,8 @@ def test_a_flaw_after_the_first_block(tmp_path: Path, monkeypatch: pytest.Monkey
     path = tmp_path / "a.flac"
     soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 10 * 16_000), 16_000)
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 9 // 10])
-    monkeypatch.setattr(audio, "BLOCK_SECONDS", 1)
+    for module in ("decoders", "read"):
+        monkeypatch.setattr(f"whisper_lightning.audio.{module}.BLOCK_SECONDS", 1)
     blocks = stream_audio(path)
     assert len(next(blocks)) >= 16_000
     with pytest.raises(AudioError) as caught:

@@ -2,7 +2,7 @@
 
 import torch
 
-from whisper_lightning.data.augment import augment
+from whisper_lightning.audio.augment import augment
 
 WAVEFORM = 0.2 * torch.sin(torch.arange(16_000) * 0.05)
 

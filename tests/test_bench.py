@@ -11,16 +11,14 @@ from typing import Any
 
 import pytest
 
-TOOLS = Path(__file__).parent.parent / "tools"
 ROUNDS = 3
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def bench() -> ModuleType:
     pytest.importorskip("datasets")
     pytest.importorskip("espeakng_loader")
-    monkeypatch.syspath_prepend(TOOLS)
-    return importlib.import_module("bench")
+    return importlib.import_module("benchmarks.bench")
 
 
 def work(turns: Any, job: Any) -> None:
@@ -110,7 +108,7 @@ def test_the_comparison_of_quality(
     arguments += ["--tails", "exact", "10", "--seeds", "1", "2", "--max_steps=4", "--learning_rate=0.003"]
     tables = []
     for _ in range(2):
-        assert importlib.import_module("tools.bench_quality").main(arguments) == 0
+        assert importlib.import_module("benchmarks.bench_quality").main(arguments) == 0
         tables.append([line for line in capsys.readouterr().out.splitlines() if line.startswith("|")])
     assert tables[0] == tables[1]
     exact, ten = (line.split("|") for line in tables[0][-2:])

@@ -12,7 +12,7 @@ import torch
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, pipeline
 
 from tests.conftest import QUICKSTART, read_rows
-from whisper_lightning.audio import load_audio
+from whisper_lightning.audio.read import load_audio
 from whisper_lightning.data.generations import open_folder
 from whisper_lightning.export.decoding import Decoding
 from whisper_lightning.export.decoding import decode as our_texts

@@ -1,6 +1,5 @@
 """Exports are read by their own programs, and these hear what our decode hears."""
 
-import importlib
 import json
 import re
 import shutil
@@ -15,19 +14,19 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
 
+from tests.command import export as main
 from tests.conftest import MODEL, QUICKSTART, copy_corpus, one_error, quick_arguments
 from tests.multilingual import multilingual_tokenizer, take_over, write_model
 from whisper_lightning.cli import main as fit
+from whisper_lightning.commands.export import report
 from whisper_lightning.export.card import read_run
 from whisper_lightning.export.check import Check
 from whisper_lightning.export.hardwired import difference, token_bytes
-from whisper_lightning.metrics import EditCounts
+from whisper_lightning.model.load import open_model
 from whisper_lightning.model.module import WhisperModule
-from whisper_lightning.model.trained import open_model
-from whisper_lightning.statistics import Difference
+from whisper_lightning.scoring.edits import EditCounts
+from whisper_lightning.scoring.intervals import Difference
 
-TOOL = importlib.import_module("tools.export")
-main, report = TOOL.main, TOOL.report
 CLIPS = ["--data", str(QUICKSTART / "test.csv")]
 
 

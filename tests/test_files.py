@@ -17,7 +17,7 @@ from tests.test_resume import arguments, differences, interrupt, material, recor
 from whisper_lightning.cli import main
 from whisper_lightning.errors import UserError
 from whisper_lightning.files import find_damage, find_whole, read_checkpoint, write_checkpoint
-from whisper_lightning.model.trained import open_model
+from whisper_lightning.model.load import open_model
 
 __all__ = ["material"]  # the fixture
 

@@ -269,7 +269,7 @@ def test_a_read_only_folder_of_data(tmp_path: Path) -> None:
     ).stdout.splitlines()
     assert read == "12"
     assert refused.startswith(f"{without.with_suffix('.shards')}: cannot write shards (Read-only file system); ")
-    assert "python tools/make_shards.py CSV FOLDER, and give FOLDER in place of the CSV" in refused
+    assert "whisper-lightning shards CSV FOLDER, and give FOLDER in place of the CSV" in refused
 
 
 def test_a_missing_csv_is_named_before_any_model_is_looked_for(

@@ -8,7 +8,8 @@ from typing import Literal
 import pandas as pd
 import pytest
 
-from whisper_lightning.audio import AudioError, load_audio
+from whisper_lightning.audio.decoders import AudioError
+from whisper_lightning.audio.read import load_audio
 from whisper_lightning.data.build import build_shards
 from whisper_lightning.data.manifest import Row, read_manifest
 from whisper_lightning.errors import UserError

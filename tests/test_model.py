@@ -14,13 +14,13 @@ from torch.utils.data import DataLoader
 from transformers import WhisperForConditionalGeneration
 
 from tests.conftest import MODEL, publish, quick_arguments
+from whisper_lightning.batch import Batch
 from whisper_lightning.cli import main
-from whisper_lightning.data.loader import Batch, collate
-from whisper_lightning.data.shards import Utterance
+from whisper_lightning.data.format import Utterance
+from whisper_lightning.data.loader import collate
 from whisper_lightning.errors import UserError
-from whisper_lightning.model.module import GRADIENT_SCALE, SpeechBatch, WhisperModule
+from whisper_lightning.model.module import GRADIENT_SCALE, WhisperModule
 from whisper_lightning.model.optim import learning_rate_factor, parameter_groups
-from whisper_lightning.text import IGNORE_INDEX
 
 SENTENCES = ["enciende la luz de la cocina", "apaga la radio", "sube la música del baño", "baja la luz"]
 
@@ -50,7 +50,7 @@ def reference_model(module: WhisperModule) -> WhisperForConditionalGeneration:
 
 def padded_labels(module: WhisperModule, batch: Batch) -> torch.Tensor:
     """Labels as transformers takes them, padded with -100."""
-    labels = torch.full(batch.decoder_input_ids.shape, IGNORE_INDEX)
+    labels = torch.full(batch.decoder_input_ids.shape, -100)  # which transformers' loss leaves out
     for row, sentence in enumerate(batch.sentences):
         ids = module.encoder.encode(sentence)[1:]
         labels[row, : len(ids)] = torch.tensor(ids)
@@ -82,7 +82,7 @@ def test_loss_and_gradients_equal_transformers_at_full_context() -> None:
 
 def loss_of(module: WhisperModule, batch: Batch) -> torch.Tensor:
     """The training step's loss, per token."""
-    return module.training_step(batch, 0) / GRADIENT_SCALE / len(batch.label_tokens)  # type: ignore[arg-type]
+    return module.training_step(batch, 0) / GRADIENT_SCALE / len(batch.label_tokens)
 
 
 def test_random_weights_have_sinusoidal_positions() -> None:
@@ -153,7 +153,7 @@ def test_gradients_live_only_until_the_optimizer_step(tmp_path: Path) -> None:
     kept = []
 
     class Watched(WhisperModule):
-        def training_step(self, batch: SpeechBatch, batch_idx: int) -> torch.Tensor:
+        def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
             kept.append(any(p.grad is not None for p in self.parameters()))
             return super().training_step(batch, batch_idx)
 

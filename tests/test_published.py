@@ -1,6 +1,5 @@
 """Models as others publish them: what is there is loaded whole, what is not is said in one line."""
 
-import importlib
 import json
 import os
 import re
@@ -13,17 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, WhisperForConditionalGeneration
 
+from tests.command import evaluate, export, transcribe
 from tests.conftest import QUICKSTART, one_error, publish, read_rows
 from tests.multilingual import write_model
-from whisper_lightning.audio import load_audio
+from whisper_lightning.audio.read import load_audio
 from whisper_lightning.errors import UserError
 from whisper_lightning.model.decode import greedy_decode
+from whisper_lightning.model.load import open_model
 from whisper_lightning.model.tail import Encoded
-from whisper_lightning.model.trained import open_model
 
-export = importlib.import_module("tools.export").main
-evaluate = importlib.import_module("tools.evaluate").main
-transcribe = importlib.import_module("tools.transcribe").main
 CLIP = QUICKSTART / read_rows(QUICKSTART / "test.csv")[0]["audio"]
 State = dict[str, torch.Tensor]
 

@@ -1,7 +1,6 @@
 """`export.py --push_to_hub` sends the model with its card, to a hub on loopback; or says what it would send."""
 
 import base64
-import importlib
 import json
 import threading
 from collections.abc import Iterator
@@ -14,10 +13,10 @@ import pytest
 import torch
 from transformers import WhisperForConditionalGeneration
 
+from tests.command import export
 from tests.conftest import MODEL, QUICKSTART, one_error
 from whisper_lightning.model.module import WhisperModule
 
-export = importlib.import_module("tools.export").main
 TOKEN = "hf_" + "a" * 34
 
 

@@ -11,30 +11,29 @@ import soundfile
 import torch
 from transformers import GenerationConfig, WhisperForConditionalGeneration, WhisperProcessor
 
+from tests.command import evaluate, export, transcribe
 from tests.conftest import read_rows
 from tests.test_model import loss_of, padded_labels, relative
 from tests.test_subtitles import cues
-from whisper_lightning.audio import load_audio
+from whisper_lightning.audio.read import load_audio
+from whisper_lightning.batch import Batch
 from whisper_lightning.cli import main as run_cli
-from whisper_lightning.data.loader import Batch, collate
-from whisper_lightning.data.shards import Utterance
+from whisper_lightning.data.format import Utterance
+from whisper_lightning.data.loader import collate
 from whisper_lightning.export import ct2
 from whisper_lightning.export.check import FORMATS
-from whisper_lightning.metrics import EditCounts, word_edits
 from whisper_lightning.model.decode import decode
+from whisper_lightning.model.load import open_model
 from whisper_lightning.model.module import WhisperModule
 from whisper_lightning.model.tail import Encoded
-from whisper_lightning.model.trained import open_model
-from whisper_lightning.recordings import open_recognizer
-from whisper_lightning.subtitles import Word
-from whisper_lightning.text import normalize
+from whisper_lightning.scoring.edits import EditCounts, word_edits
+from whisper_lightning.scoring.normalize import normalize
+from whisper_lightning.transcription.recordings import open_recognizer
+from whisper_lightning.transcription.subtitles import Word
 
 pytestmark = pytest.mark.real
 RATE = 16_000
-export = importlib.import_module("tools.export").main
-evaluate = importlib.import_module("tools.evaluate").main
-transcribe = importlib.import_module("tools.transcribe").main
-bench = importlib.import_module("tools.bench_transcribe")
+bench = importlib.import_module("benchmarks.bench_transcribe")
 
 
 @pytest.fixture
@@ -127,7 +126,7 @@ def test_it_is_evaluated(real_model: Path, few: list[str], tmp_path: Path) -> No
 def test_recordings_are_heard_better_than_faster_whisper_hears_them(
     real_model: Path, real_speech: Path, tmp_path: Path, kind: str
 ) -> None:
-    """And nothing is shown over noise and music; `tools/bench_transcribe.py` has longer ones, and the time it takes."""
+    """And nothing is shown over noise and music; `bench_transcribe.py` has longer ones, and the time it takes."""
     recording = bench.stitch(real_speech / "test.csv", tmp_path / "long.flac", kind, minutes=1.5)
     assert transcribe([str(real_model), str(recording.path), "--out", str(tmp_path), "--format=json,srt"]) == 0
     content = json.loads((tmp_path / "long.json").read_bytes())

@@ -21,12 +21,13 @@ from filelock import FileLock
 from tests.conftest import copy_corpus, one_error, quick_arguments
 from tests.faulty_server import Faults, serve
 from tests.test_shards import contents, make_corpus
+from whisper_lightning.addresses import without_keys
 from whisper_lightning.cli import main
 from whisper_lightning.data import transfer
 from whisper_lightning.data.build import build_shards
 from whisper_lightning.data.remote import RemoteFolder
 from whisper_lightning.data.shards import ShardIndex
-from whisper_lightning.errors import UserError, without_keys
+from whisper_lightning.errors import UserError
 
 GIB = 2**30
 

@@ -1,7 +1,6 @@
 """Figures with intervals, tables, and the tool that makes a report of models and a test set."""
 
 import csv
-import importlib
 import json
 import random
 import re
@@ -15,18 +14,18 @@ import jiwer
 import numpy as np
 import pytest
 
+from tests.command import evaluate as main
 from tests.conftest import MODEL, QUICKSTART, copy_corpus, one_error, read_rows
+from whisper_lightning.commands.evaluate import name_models
 from whisper_lightning.model.module import WhisperModule
 from whisper_lightning.report.oddities import is_loop, is_unlikely_speed, speed_limits
 from whisper_lightning.report.results import evaluate
 from whisper_lightning.report.scores import compare, confusions
 from whisper_lightning.report.tables import make_tables, to_latex, to_markdown
 from whisper_lightning.report.transcripts import Decode, ReferenceUtterance, Transcripts
-from whisper_lightning.scoring import SCORINGS
-from whisper_lightning.statistics import paired_difference
+from whisper_lightning.scoring.intervals import paired_difference
+from whisper_lightning.scoring.spanish import SCORINGS
 
-TOOL = importlib.import_module("tools.evaluate")
-main, name_models = TOOL.main, TOOL.name_models
 SCLITE = shutil.which("sclite") or shutil.which("sclite", path="/usr/lib/sctk/bin")
 WORDS = [word for row in read_rows(QUICKSTART / "train.csv") for word in row["sentence"].split()]
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tests.conftest import MODEL, copy_corpus, one_error, quick_arguments
 from tests.record import read, run
 from whisper_lightning.cli import main
-from whisper_lightning.model.trained import open_model
+from whisper_lightning.model.load import open_model
 
 STEPS = 8
 

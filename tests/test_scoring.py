@@ -4,8 +4,8 @@ import unicodedata
 
 import pytest
 
-from whisper_lightning.metrics import word_edits
-from whisper_lightning.scoring import (
+from whisper_lightning.scoring.edits import word_edits
+from whisper_lightning.scoring.spanish import (
     SCORINGS,
     accent_insensitive,
     align_words,

@@ -25,8 +25,9 @@ from tests.test_shards import make_corpus
 from whisper_lightning.cli import main
 from whisper_lightning.data import transfer
 from whisper_lightning.data.build import build_shards
+from whisper_lightning.data.format import RECORD, RECORDS, json_offset
 from whisper_lightning.data.remote import RemoteFolder
-from whisper_lightning.data.shards import RECORD, RECORDS, ShardIndex, json_offset
+from whisper_lightning.data.shards import ShardIndex
 from whisper_lightning.data.transfer import is_remote
 from whisper_lightning.errors import UserError
 
@@ -445,7 +446,7 @@ def test_folders_without_sums_are_read_here_and_refused_from_afar(folder: Path, 
     """Builds before the sums were introduced."""
     spoil_info(folder, lambda info: info.pop("files"))
     assert len(ShardIndex.open(folder)) > 0
-    with serve(cage, Faults()) as address, pytest.raises(UserError, match=r"index\.json: .*tools/make_shards\.py"):
+    with serve(cage, Faults()) as address, pytest.raises(UserError, match=r"index\.json: .*whisper-lightning shards"):
         ShardIndex.open(RemoteFolder(f"{address}/shards", cage / "cache", 2**30))
     with pytest.raises(UserError, match=r"delete its index\.json to have it built anew"):
         build_shards(cage / "data" / "train.csv", folder, num_workers=0, rows_per_shard=3)

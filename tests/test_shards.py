@@ -18,7 +18,8 @@ import soundfile
 import webdataset
 
 from whisper_lightning.data.build import build_shards
-from whisper_lightning.data.shards import RECORDS, ShardIndex, json_offset
+from whisper_lightning.data.format import RECORDS, json_offset
+from whisper_lightning.data.shards import ShardIndex
 from whisper_lightning.errors import UserError
 
 

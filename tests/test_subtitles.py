@@ -8,7 +8,7 @@ from pathlib import Path
 import av
 import pytest
 
-from whisper_lightning.subtitles import (
+from whisper_lightning.transcription.subtitles import (
     PAUSE_SECONDS,
     SHORTEST_CUE_SECONDS,
     CueLimits,

@@ -32,7 +32,7 @@ def everything_said(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def last_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
-    (said,) = (record.getMessage() for record in caplog.records if record.name == "whisper_lightning.summary")
+    (said,) = (record.getMessage() for record in caplog.records if record.name == "whisper_lightning.commands.summary")
     return said.strip().splitlines()
 
 

@@ -11,8 +11,8 @@ from transformers import AutoTokenizer
 from tests.conftest import MODEL, publish, quick_arguments, read_rows
 from whisper_lightning.cli import main
 from whisper_lightning.export.decoding import Decoding, _pattern
+from whisper_lightning.model.load import open_model
 from whisper_lightning.model.module import WhisperModule
-from whisper_lightning.model.trained import open_model
 from whisper_lightning.text import marks
 
 TOKENS = {text: AutoTokenizer.from_pretrained(MODEL).get_vocab()[text] for text in '"['}

@@ -18,9 +18,8 @@ Main = Callable[[list[str]], None]
 
 
 @pytest.fixture
-def main(monkeypatch: pytest.MonkeyPatch) -> Main:
-    monkeypatch.syspath_prepend(ROOT / "tools")
-    door: Main = importlib.import_module("synthesize_corpus").main
+def main() -> Main:
+    door: Main = importlib.import_module("tools.synthesize_corpus").main
     return door
 
 

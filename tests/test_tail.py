@@ -10,13 +10,14 @@ from torch.nn import functional as F
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from tests.conftest import MODEL, read_rows
-from whisper_lightning.audio import HOP_LENGTH, SAMPLES_PER_POSITION, load_audio
-from whisper_lightning.features import log_mel
+from whisper_lightning.audio.constants import HOP_LENGTH, SAMPLES_PER_POSITION
+from whisper_lightning.audio.features import log_mel
+from whisper_lightning.audio.read import load_audio
 from whisper_lightning.model.module import WhisperModule
 from whisper_lightning.model.tail import FLOOR, MARGIN, Encoded, Tail, encode
 from whisper_lightning.model.whisper import decoder_states
 
-bench_context = importlib.import_module("tools.bench_context").main
+bench_context = importlib.import_module("benchmarks.bench_context").main
 POSITIONS = 200
 """The quickstart's model: 4 s."""
 

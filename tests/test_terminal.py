@@ -1,7 +1,6 @@
 """Every entry point prints on any console, and takes `~` for the home folder."""
 
 import ast
-import importlib
 import os
 import shutil
 import subprocess
@@ -11,12 +10,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.command import shards
 from tests.conftest import MODEL, quick_arguments
 from tests.multilingual import write_model
 from whisper_lightning.cli import main
 from whisper_lightning.terminal import show
 
-TOOLS = Path(__file__).parent.parent / "tools"
+ROOT = Path(__file__).parent.parent
+FOLDERS = ["tools", "benchmarks", "whisper_lightning/commands"]
 
 
 def run_in_cp1252(command: list[str]) -> str:
@@ -38,17 +39,17 @@ def test_fit_survives_a_windows_code_page(corpus: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tool", ["transcribe.py", "make_shards.py", "evaluate.py", "export.py"])
-def test_tools_survive_a_windows_code_page(tool: str, corpus: Path, tmp_path: Path, quickstart_run: Path) -> None:
+@pytest.mark.parametrize("command", ["transcribe", "shards", "evaluate", "export"])
+def test_commands_survive_a_windows_code_page(command: str, corpus: Path, tmp_path: Path, quickstart_run: Path) -> None:
     model, out = str(quickstart_run / "runs" / "quickstart"), str(tmp_path / "salida → ł")
-    published = str(write_model(tmp_path / "modelo → ł")) if tool == "transcribe.py" else ""
+    published = str(write_model(tmp_path / "modelo → ł")) if command == "transcribe" else ""
     arguments = {
-        "make_shards.py": [str(corpus / "test.csv"), out],
-        "evaluate.py": [model, "--data", str(corpus / "test.csv"), "--report", out, "--num_workers=0"],
-        "transcribe.py": [published, str(corpus / "audio"), "--out", out, "--beam_size=1", "--temperature=0"],
-        "export.py": [model, out, "--data", str(corpus / "test.csv"), "--num_clips=2"],
+        "shards": [str(corpus / "test.csv"), out],
+        "evaluate": [model, "--data", str(corpus / "test.csv"), "--report", out, "--num_workers=0"],
+        "transcribe": [published, str(corpus / "audio"), "--out", out, "--beam_size=1", "--temperature=0"],
+        "export": [model, out, "--data", str(corpus / "test.csv"), "--num_clips=2"],
     }
-    run_in_cp1252([str(TOOLS / tool), *arguments[tool]])
+    run_in_cp1252(["-m", "whisper_lightning", command, *arguments[command]])
     assert Path(out).is_dir()
 
 
@@ -59,7 +60,8 @@ def test_every_tool_reads_its_command_line_in_the_one_way() -> None:
             for node in ast.walk(tree)
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
         }
-        for path in TOOLS.glob("*.py")
+        for folder in FOLDERS
+        for path in (ROOT / folder).glob("*.py")
         for tree in [ast.parse(path.read_text(encoding="utf-8"))]
     }
     assert [name for name, called in calls.items() if "parse_args" in called] == []
@@ -101,6 +103,6 @@ def test_what_would_steer_a_terminal_is_shown(corpus: Path, tmp_path: Path, caps
     error = capsys.readouterr().err
     assert "\x1b[2J" not in error
     assert "\\x1b[2Jno.csv" in error
-    assert importlib.import_module("tools.make_shards").main(["\x1b[2Jno.csv", "out"]) == 2
+    assert shards(["\x1b[2Jno.csv", "out"]) == 2
     assert capsys.readouterr().err == "error: \\x1b[2Jno.csv: no such file\n"
     assert show("hola\x07\n\u202e ñ") == "hola\\x07\n\\u202e ñ"

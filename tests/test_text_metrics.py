@@ -6,11 +6,12 @@ import pytest
 
 from tests.conftest import MODEL, QUICKSTART, read_rows
 from whisper_lightning.errors import UserError
-from whisper_lightning.metrics import EditCounts, character_edits, word_edits
+from whisper_lightning.hub import language_code, load_config, load_processor
 from whisper_lightning.model.module import WhisperModule
-from whisper_lightning.processor import language_code, load_config, load_processor
-from whisper_lightning.statistics import bootstrap_interval
-from whisper_lightning.text import LabelEncoder, normalize
+from whisper_lightning.scoring.edits import EditCounts, character_edits, word_edits
+from whisper_lightning.scoring.intervals import bootstrap_interval
+from whisper_lightning.scoring.normalize import normalize
+from whisper_lightning.text import LabelEncoder
 
 
 @pytest.fixture(scope="module")

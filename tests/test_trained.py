@@ -9,8 +9,8 @@ import torch
 from tests.conftest import MODEL, quick_arguments
 from whisper_lightning.cli import main
 from whisper_lightning.errors import UserError
+from whisper_lightning.model.load import open_model
 from whisper_lightning.model.module import WhisperModule
-from whisper_lightning.model.trained import open_model
 
 
 def test_a_run_stands_for_its_best_model(tmp_path: Path) -> None:

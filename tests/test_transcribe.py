@@ -1,6 +1,5 @@
-"""`tools/transcribe.py`: faster-whisper hears the model; what is broken is named, and nothing is lost or invented."""
+"""`transcribe`: faster-whisper hears the model; what is broken is named, and nothing is lost or invented."""
 
-import importlib
 import io
 import json
 import shutil
@@ -16,19 +15,19 @@ import pytest
 import soundfile
 from faster_whisper.transcribe import Segment, Word
 
+from tests import command
 from tests.conftest import MODEL, QUICKSTART, one_error, read_rows
 from tests.multilingual import write_model
-from whisper_lightning.recordings import _by_window, _in_batches, _judged, open_recognizer, stems
-from whisper_lightning.speech import Speech
+from whisper_lightning.transcription.recordings import _by_window, _in_batches, _judged, open_recognizer, stems
+from whisper_lightning.transcription.speech import Speech
 
 RATE = 16_000
-tool = importlib.import_module("tools.transcribe")
 CLIP = QUICKSTART / read_rows(QUICKSTART / "test.csv")[0]["audio"]
 
 
 def main(arguments: list[str]) -> int:
     """Run the tool with the least search: a model that knows nothing writes as much as it may, at each temperature."""
-    return int(tool.main([*arguments, "--beam_size", "1", "--temperature", "0"]))
+    return command.transcribe([*arguments, "--beam_size", "1", "--temperature", "0"])
 
 
 @pytest.fixture(scope="module")

@@ -166,7 +166,7 @@ def test_a_build_that_is_stopped_leaves_no_process_and_no_folder(name: str, tmp_
     """The exit code tells a cluster to run it again; finished shards are kept."""
     number, group, expected = BUILDS[name]
     source, shards = make_corpus(tmp_path / "data", 1500), tmp_path / "shards"
-    command = [str(ROOT / "tools" / "make_shards.py"), str(source), str(shards), "--num_workers=2"]
+    command = ["-m", "whisper_lightning", "shards", str(source), str(shards), "--num_workers=2"]
     process = start(command, tmp_path / "temporary")
     workers = wait_for_children(process, 2)
     while not list(shards.glob("*.new")) and process.poll() is None:

@@ -1,6 +1,6 @@
 """Damage tables, audio, shards, checkpoints and configurations at random: each is read right or refused, by name.
 
-python tools/fuzz.py --seconds 600
+python -m tools.fuzz --seconds 600
 
 A case is a kind and a seed: `--kind audio --seed 17 --cases 1` tries one again. What has crashed once is kept, mended,
 in tests/test_fuzz.py.
@@ -25,7 +25,9 @@ import numpy as np
 import soundfile
 import torch
 
-from whisper_lightning.audio import MAX_SECONDS, SAMPLE_RATE_HZ, AudioError, load_audio
+from whisper_lightning.audio.constants import MAX_SECONDS, SAMPLE_RATE_HZ
+from whisper_lightning.audio.decoders import AudioError
+from whisper_lightning.audio.read import load_audio
 from whisper_lightning.cli import main as command_line
 from whisper_lightning.data.build import build_shards
 from whisper_lightning.data.manifest import read_manifest
@@ -34,6 +36,7 @@ from whisper_lightning.errors import UserError
 from whisper_lightning.files import read_checkpoint, write_checkpoint
 from whisper_lightning.terminal import read_command_line
 
+ROOT = Path(__file__).parents[1]
 CASES = 50
 """Cases of one process, so that a crash is near its start and memory that leaks is seen."""
 CASE_SECONDS = 20
@@ -239,9 +242,11 @@ def main() -> int:
 
 def _run(kind: str, seed: int) -> tuple[int, str]:
     """Try cases until one fails; give the last seed and what was wrong with it."""
-    command = [sys.executable, __file__, "--kind", kind, "--seed", str(seed), "--cases", str(CASES)]
+    command = [sys.executable, "-m", "tools.fuzz", "--kind", kind, "--seed", str(seed), "--cases", str(CASES)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=CASES * CASE_SECONDS)
+        done = subprocess.run(
+            command, capture_output=True, text=True, encoding="utf-8", timeout=CASES * CASE_SECONDS, cwd=ROOT
+        )
     except subprocess.TimeoutExpired as expired:
         tried = (expired.stdout or b"").decode().split()
         return int(tried[-1]) if tried else seed, "takes for ever"

@@ -4,7 +4,7 @@ Commands "verb object place". Training hears no command of the test, but every w
 voices that training does not hear either (column ``voice``). The tokenizer has a token for each word, with and without
 a space before it.
 
-    python tools/make_quickstart.py
+    python -m tools.make_quickstart
 """
 
 import argparse
@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
-from synthesize_corpus import Variation, synthesize_corpus
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, WhisperConfig, WhisperFeatureExtractor, WhisperTokenizer
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
+from tools.synthesize_corpus import Variation, synthesize_corpus
 from whisper_lightning.terminal import read_command_line
 
 VERBS = ("enciende", "apaga", "sube", "baja")

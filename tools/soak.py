@@ -1,6 +1,6 @@
 """Train for thousands of steps and watch what the run holds: memory, descriptors and shared memory stay flat.
 
-python tools/soak.py --steps 5000 --out soak
+python -m tools.soak --steps 5000 --out soak
 
 Linux alone: it looks into /proc.
 """

@@ -3,7 +3,7 @@
 No real speaker, no download, no licence to ask: enough to try a training, to test the readers and to time them. It is
 not speech to learn a language from. The library and its voices come from the PyPI package ``espeakng-loader``.
 
-    python tools/synthesize_corpus.py --sentences sentences.txt --out corpus --num_utterances 20000 --num_workers 2
+    python -m tools.synthesize_corpus --sentences sentences.txt --out corpus --num_utterances 20000 --num_workers 2
 """
 
 import _ctypes

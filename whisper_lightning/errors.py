@@ -1,39 +1,13 @@
-"""The exceptions that end a run with one line instead of a traceback, and what no line may show."""
+"""The exceptions that end a run with one line instead of a traceback."""
 
 from __future__ import annotations
 
 import errno
-import re
+
+from whisper_lightning.addresses import without_keys
 
 FULL_DISK = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 FULL_DISK_WORDS = ("no space left", "file too large", "disk quota", *(f"os error {number}" for number in FULL_DISK))
-
-
-ADDRESS = re.compile(
-    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<place>[^\s?#'\"]*)(?:[?#][^\s'\"]*[^\s'\",;:.)])?", re.IGNORECASE
-)
-QUERY = re.compile(r"[?#][^\s'\"]*=[^\s'\"]*")
-"""Also behind a blank, which an address should not have and may."""
-CONTAINERS = ("az", "abfs", "abfss")
-"""Here the name of a container stands where others have a user's."""
-
-
-def without_keys(text: str) -> str:
-    """Make the addresses in a text fit to be shown and stored: without their query, name and password.
-
-    Signed addresses have their key in the query (`?token=`, `X-Amz-Signature`), S3's may stand before the `@`.
-    """
-
-    def without_user(match: re.Match[str]) -> str:
-        """Give scheme and place, without a name and password before them."""
-        scheme, place = match["scheme"], match["place"]
-        user, _, rest = place.rpartition("@")
-        container = scheme.lower() in CONTAINERS and ":" not in user
-        # A password may hold a slash, and so may a path hold an "@": only the first has a colon before its first slash.
-        has_user = "@" in place.split("/")[0] or ":" in user.split("/")[0]
-        return f"{scheme}://{rest if has_user and not container else place}"
-
-    return QUERY.sub("", ADDRESS.sub(without_user, text)) if "://" in text else text
 
 
 class UserError(ValueError):

@@ -18,7 +18,8 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
-from whisper_lightning.errors import UserError, without_keys
+from whisper_lightning.addresses import without_keys
+from whisper_lightning.errors import UserError
 
 logger = logging.getLogger(__name__)
 

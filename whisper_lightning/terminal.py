@@ -1,4 +1,4 @@
-"""What every entry point does first: printing that no console can break, and `~` in what was typed."""
+"""What is typed and what is shown: options of a command, printing that no console can break, `~` in paths."""
 
 from __future__ import annotations
 
@@ -10,16 +10,38 @@ import sys
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from whisper_lightning.errors import without_keys
+from whisper_lightning.addresses import without_keys
+from whisper_lightning.errors import UserError
 
 HOME = re.compile(r"~[^/\\]*([/\\]|$)")
 """How a path into somebody's home begins. A shell replaces it in `--out ~/x`, but not in `--out=~/x`, nor in YAML."""
 
 
+class CommandLine(argparse.ArgumentParser):
+    """The options of a command that is not Lightning's.
+
+    Args:
+        command: Its name.
+        description: What `--help` begins with.
+    """
+
+    def __init__(self, command: str, description: str) -> None:
+        super().__init__(
+            prog=f"whisper-lightning {command}",
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raise a user's mistake, so that it is shown as every other one."""
+        raise UserError(f"{message}; {self.prog} --help lists what it takes")
+
+
 def read_command_line(parser: argparse.ArgumentParser, args: list[str] | None = None) -> argparse.Namespace:
-    """Parse a tool's command line."""
+    """Parse the words after a command, or after a tool's name; `~` is the user's folder."""
     print_anything()
     options: argparse.Namespace = expand_home(parser.parse_args(args))
     return options

@@ -6,14 +6,11 @@ Spawned loader workers import this, so it needs nothing of transformers: 3 s and
 from __future__ import annotations
 
 import re
-import unicodedata
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 from whisper_lightning.errors import UserError
 
-IGNORE_INDEX = -100
-"""The label that a loss leaves out, as in PyTorch and transformers."""
 ENGLISH_END = 50256
 """The id of `<|endoftext|>` in the English models (`.en`), whose text tokens are GPT-2's."""
 Task = Literal["transcribe", "translate"]
@@ -82,14 +79,3 @@ def marks(text: str) -> set[str]:
     """Give what a text has beside letters, digits and blanks: each mark, and each two characters with a mark."""
     parts = {*text, *(first + second for first, second in pairwise(text))}
     return {part for part in parts if not all(letter.isalnum() or letter.isspace() for letter in part)}
-
-
-def normalize(text: str) -> str:
-    """Give the words that `wer_normalized` compares: lower case, no punctuation, ñ, ü and accents kept.
-
-    Everything that is no letter, digit or mark separates words; letters are composed (NFC) first, so that
-    "n" + tilde and "ñ" are the same letter.
-    """
-    composed = unicodedata.normalize("NFC", text).lower()
-    kept = (c if unicodedata.category(c)[0] in "LNM" else " " for c in composed)
-    return " ".join("".join(kept).split())

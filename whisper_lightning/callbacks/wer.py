@@ -21,12 +21,12 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
-from whisper_lightning.audio import SAMPLE_RATE_HZ
+from whisper_lightning.audio.constants import SAMPLE_RATE_HZ
 from whisper_lightning.callbacks.checkpoint import ExactResume
-from whisper_lightning.metrics import EditCounts
 from whisper_lightning.model.module import Decoded
+from whisper_lightning.scoring.edits import EditCounts
+from whisper_lightning.scoring.utterance import Scored, score, write_transcripts
 from whisper_lightning.terminal import show
-from whisper_lightning.transcripts import Scored, score, write_transcripts
 
 logger = logging.getLogger(__name__)
 

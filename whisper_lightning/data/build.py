@@ -27,9 +27,12 @@ import torch
 from filelock import FileLock
 from tqdm import tqdm
 
-from whisper_lightning.audio import SAMPLE_RATE_HZ
+from whisper_lightning.audio.constants import SAMPLE_RATE_HZ
+from whisper_lightning.data.format import FORMAT_VERSION, RECORD, FileInfo
 from whisper_lightning.data.manifest import READING, Row, read_manifest
-from whisper_lightning.data.pack import (
+from whisper_lightning.data.shards import ShardIndex
+from whisper_lightning.data.workers import starting_workers
+from whisper_lightning.data.write import (
     Task,
     build_shard,
     fresh_name,
@@ -38,9 +41,6 @@ from whisper_lightning.data.pack import (
     start_worker,
     write_json,
 )
-from whisper_lightning.data.remote import FileInfo
-from whisper_lightning.data.shards import FORMAT_VERSION, RECORD, ShardIndex
-from whisper_lightning.data.workers import starting_workers
 from whisper_lightning.errors import Interrupted, UserError, is_full_disk
 
 ROWS_PER_SHARD = 500
@@ -194,7 +194,7 @@ def writing(folder: Path) -> Iterator[None]:
         remedy = (
             "finished ones are kept. Make room, then start again"
             if is_full_disk(error)
-            else "build them elsewhere, python tools/make_shards.py CSV FOLDER, and give FOLDER in place of the CSV"
+            else "build them elsewhere, whisper-lightning shards CSV FOLDER, and give FOLDER in place of the CSV"
         )
         raise UserError(f"{folder}: cannot write shards ({error.strerror or error}); {remedy}") from None
 

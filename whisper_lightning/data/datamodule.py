@@ -10,17 +10,25 @@ from pathlib import Path
 import pandas as pd
 from lightning.pytorch import LightningDataModule
 
-from whisper_lightning.audio import SAMPLES_PER_POSITION
+from whisper_lightning.audio.constants import SAMPLES_PER_POSITION
 from whisper_lightning.data.generations import open_csv, open_folder
 from whisper_lightning.data.loader import BatchDataset, EpochLoader
 from whisper_lightning.data.plan import WINDOW_SHARDS, Plan, PlanOptions
 from whisper_lightning.data.remote import RemoteFolder, default_cache
 from whisper_lightning.data.shards import ShardIndex
-from whisper_lightning.data.sources import choose, name_sources, needed_splits, read_from, tests_on_val
-from whisper_lightning.data.split import Split, admit, warn_of_overlap
+from whisper_lightning.data.splits import (
+    Split,
+    admit,
+    choose,
+    name_sources,
+    needed_splits,
+    read_from,
+    tests_on_val,
+    warn_of_overlap,
+)
 from whisper_lightning.data.transfer import is_remote, local_path
 from whisper_lightning.errors import UserError
-from whisper_lightning.processor import language_code, load_config, load_processor
+from whisper_lightning.hub import language_code, load_config, load_processor
 from whisper_lightning.text import LabelEncoder, Task
 
 logger = logging.getLogger(__name__)

@@ -6,46 +6,23 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from whisper_lightning.audio import SAMPLE_RATE_HZ, SAMPLES_PER_POSITION
-from whisper_lightning.data.augment import augment
+from whisper_lightning.audio.augment import augment
+from whisper_lightning.audio.constants import SAMPLE_RATE_HZ, SAMPLES_PER_POSITION
+from whisper_lightning.batch import Batch
+from whisper_lightning.data.format import Utterance
 from whisper_lightning.data.plan import Plan, PlannedBatch
-from whisper_lightning.data.shards import ShardIndex, Utterance
+from whisper_lightning.data.shards import ShardIndex
 from whisper_lightning.data.workers import death_of_a_worker, no_shared_memory, obey_the_main_process, starting_workers
 from whisper_lightning.errors import UserError
 from whisper_lightning.text import LabelEncoder
 
 SHARED_MEMORY = Path("/dev/shm")
 """Where batches go from the workers to the main process, on Linux."""
-
-
-class Batch(NamedTuple):
-    """What a training, validation or prediction step gets.
-
-    Attributes:
-        keys: Name of each utterance, for error messages and tables.
-        waveforms: `(B, N)` float32, 16 kHz, right-padded with zeros.
-        decoder_input_ids: `(B, L)` int64: prompt and text, padded with the end token.
-        label_positions: `(K,)` int64: where in the flattened `(B * L)` decoder outputs a token is to be predicted.
-        label_tokens: `(K,)` int64: the token to be predicted there.
-        sentences: The reference transcript of each utterance, "" where there is none.
-        audio: Path of each utterance as the CSV has it.
-        audio_seconds: Speech in the batch without padding, in seconds.
-    """
-
-    keys: list[str]
-    waveforms: torch.Tensor
-    decoder_input_ids: torch.Tensor
-    label_positions: torch.Tensor
-    label_tokens: torch.Tensor
-    sentences: list[str]
-    audio: list[str]
-    audio_seconds: float
 
 
 def collate(utterances: list[Utterance], num_samples: int, encoder: LabelEncoder) -> Batch:

@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from whisper_lightning.audio import REMOTE
+from whisper_lightning.addresses import REMOTE
 from whisper_lightning.data.table import Record, names_audio, read_table
 from whisper_lightning.errors import UserError
 

@@ -16,7 +16,7 @@ from typing import NamedTuple, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from whisper_lightning.audio import SAMPLE_RATE_HZ, SAMPLES_PER_POSITION
+from whisper_lightning.audio.constants import SAMPLE_RATE_HZ, SAMPLES_PER_POSITION
 from whisper_lightning.errors import UserError
 
 WINDOW_SHARDS = 64

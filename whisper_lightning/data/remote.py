@@ -10,60 +10,22 @@ import hashlib
 import io
 import json
 import os
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict, TypeGuard
 
 import platformdirs
 from filelock import FileLock, Timeout
 
+from whisper_lightning.addresses import without_keys
+from whisper_lightning.data.format import MAX_JSON_BYTES, FileInfo, index_files
 from whisper_lightning.data.transfer import join, size_of, transfer
-from whisper_lightning.errors import UserError, without_keys
+from whisper_lightning.errors import UserError
 
-MAX_JSON_BYTES = 64 << 20
-"""What an index.json may take: a line of 150 bytes for each shard."""
-MAX_INDEX_BYTES = 1 << 30
 TOUCH_SECONDS = 60.0
 """How exactly the cache knows when a shard was last used."""
-
-
-class FileInfo(TypedDict):
-    """A file as index.json lists it: name in the folder, size in bytes, sha256 in hexadecimal."""
-
-    name: str
-    bytes: int
-    sha256: str
-
-
-def is_file_info(entry: Any, name: str) -> TypeGuard[FileInfo]:
-    """Say whether an entry of somebody's index.json is sane; `name` is a pattern, so that no path leads elsewhere."""
-    if not isinstance(entry, dict) or type(entry.get("bytes")) is not int or not 0 <= entry["bytes"] < 2**53:
-        return False
-    texts = [entry.get("name"), entry.get("sha256")]
-    # Where all rows of a shard were rejected there is no file.
-    digest = r"[0-9a-f]{64}" if entry["bytes"] else r"([0-9a-f]{64})?"
-    return all(isinstance(text, str) and re.fullmatch(p, text) for text, p in zip(texts, (name, digest), strict=True))
-
-
-def index_files(info: Any) -> list[FileInfo]:
-    """Give what an index.json says of index.npy and rejected.csv, nothing where an older build wrote it.
-
-    Raises:
-        ValueError: It says what cannot be.
-    """
-    if not isinstance(info, dict):
-        raise ValueError("index.json is no object")
-    files = info.get("files", [])
-    sane = isinstance(files, list) and all(is_file_info(file, r"index\.npy|rejected\.csv") for file in files)
-    if not sane or any(file["bytes"] > MAX_INDEX_BYTES for file in files):
-        raise ValueError(f"index.json lists files that cannot be: {str(files)[:200]}")
-    if files and [file["name"] for file in files] != ["index.npy", "rejected.csv"]:
-        raise ValueError("index.json does not list index.npy and rejected.csv")
-    return list(files)
 
 
 def default_cache() -> Path:
@@ -223,7 +185,7 @@ class RemoteFolder:
             raise UserError(f"{self}/index.json: {error}; upload the folder again") from None
         if not files:
             raise UserError(
-                f"{self}/index.json: has no sums of index.npy and rejected.csv; run tools/make_shards.py again "
+                f"{self}/index.json: has no sums of index.npy and rejected.csv; run whisper-lightning shards again "
                 "(finished shards are kept) and upload the folder"
             )
         return files

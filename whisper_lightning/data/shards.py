@@ -14,131 +14,28 @@ import json
 import os
 import zlib
 from collections import OrderedDict
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
 import soundfile
 import torch
 
-from whisper_lightning.audio import MAX_SECONDS, SAMPLE_RATE_HZ
-from whisper_lightning.data.remote import MAX_JSON_BYTES, FileInfo, RemoteFolder, index_files, is_file_info
-from whisper_lightning.errors import UserError
-
-FORMAT_VERSION = 2
-_VERSION_1 = [
-    ("shard", "<i4"),
-    ("offset", "<i8"),  # of the FLAC bytes in the tar
-    ("flac_bytes", "<i4"),
-    ("json_bytes", "<i4"),
-    ("num_samples", "<i4"),
-    ("text_bytes", "<i4"),  # of the sentence in UTF-8
-    ("row", "<i8"),
-]
-RECORD = np.dtype(
-    [
-        *_VERSION_1,
-        ("flac_crc", "<u4"),  # CRC-32: every read is checked, at a hundredth of the price of decoding it
-        ("json_crc", "<u4"),
-        ("sound", "<u8"),  # the first 8 bytes of sha256: of the samples as they were decoded,
-        ("sentence", "<u8"),  # and of the sentence; to find the same ones in other folders
-    ]
+from whisper_lightning.audio.constants import SAMPLE_RATE_HZ
+from whisper_lightning.data.format import (
+    MAX_JSON_BYTES,
+    FileInfo,
+    Rejected,
+    Utterance,
+    check_info,
+    check_table,
+    index_files,
+    json_offset,
 )
-RECORDS = {1: np.dtype(_VERSION_1), FORMAT_VERSION: RECORD}
-"""What index.npy holds, by version; folders of version 1 are read, without what they do not say."""
-BLOCK_BYTES = 512
-"""Tar's unit: a header is one block, data is padded to whole ones."""
-MAX_SAMPLES = int(MAX_SECONDS * SAMPLE_RATE_HZ)
-MAX_MEMBER_BYTES = 1 << 24
-"""No FLAC of so few samples is larger, and no row of a CSV; it bounds what one read takes."""
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """A row that is left out.
-
-    Attributes:
-        row: Row in a spreadsheet.
-        value: What was wrong: an audio path or a sentence.
-        reason: Why, in the few words that reports count by.
-        detail: Why, in full.
-    """
-
-    row: int
-    value: str
-    reason: str
-    detail: str
-
-
-class Utterance(NamedTuple):
-    """One utterance as read from a shard; `waveform` is `(N,)` float32 at 16 kHz."""
-
-    key: str
-    waveform: torch.Tensor
-    sentence: str
-    row: int
-    audio: str
-    extra: dict[str, str]
-
-
-def padded(num_bytes: int) -> int:
-    """Round up to whole blocks of a tar."""
-    return -(-num_bytes // BLOCK_BYTES) * BLOCK_BYTES
-
-
-def json_offset(offset: int, flac_bytes: int) -> int:
-    """Give where the JSON bytes start, which follow the FLAC bytes at `offset`."""
-    return offset + padded(flac_bytes) + BLOCK_BYTES
-
-
-def _check_info(info: Any) -> None:
-    """Check what index.json says.
-
-    Raises:
-        ValueError: With what is wrong.
-    """
-    index_files(info)
-    if type(info.get("version")) is not int or info["version"] not in RECORDS:
-        raise ValueError("index.json is of another version")
-    shards = info.get("shards")
-    if not isinstance(shards, list):
-        raise ValueError("index.json lists no shards")
-    # Nothing but the names that `build.py` gives: no folder, no drive, no device of Windows, no URL.
-    odd = next((entry for entry in shards if not is_file_info(entry, r"[0-9]{1,12}\.tar")), None)
-    if odd is not None:
-        raise ValueError(f"index.json lists a shard that cannot be: {str(odd)[:200]}")
-
-
-def _check_table(table: np.ndarray, info: dict[str, Any]) -> None:
-    """Check that index.npy is the table that index.json describes, and points nowhere but into the shards.
-
-    Raises:
-        ValueError: With what is wrong.
-    """
-    if table.dtype != RECORDS[info["version"]] or table.ndim != 1:
-        raise ValueError("index.npy is of another version")
-    if len(table) != info.get("num_utterances"):
-        raise ValueError(f"index.npy has {len(table)} utterances, index.json {info.get('num_utterances')}")
-    sizes = np.array([shard["bytes"] for shard in info["shards"]] or [0], dtype=np.int64)
-    ok = (table["shard"] >= 0) & (table["shard"] < len(info["shards"]))
-    available = sizes[np.where(ok, table["shard"], 0)]
-    for name, most in (
-        ("flac_bytes", MAX_MEMBER_BYTES),
-        ("json_bytes", MAX_MEMBER_BYTES),
-        ("num_samples", MAX_SAMPLES),
-    ):
-        ok &= (table[name] > 0) & (table[name] <= most)
-    # The offset by itself first: near the end of the int64 the sum would wrap around.
-    ok &= (table["offset"] >= BLOCK_BYTES) & (table["offset"] <= available) & (table["text_bytes"] >= 0)
-    flac_blocks = -(-table["flac_bytes"].astype(np.int64) // BLOCK_BYTES)
-    ok &= table["offset"] + flac_blocks * BLOCK_BYTES + BLOCK_BYTES + table["json_bytes"] <= available
-    if not ok.all():
-        raise ValueError(
-            f"index.npy: utterance {int(np.argmin(ok))} lies outside of the shards or has impossible sizes"
-        )
+from whisper_lightning.data.remote import RemoteFolder
+from whisper_lightning.errors import UserError
 
 
 class ShardIndex:
@@ -172,7 +69,7 @@ class ShardIndex:
         index = cls(folder, remote)
         table, info = index.table, index.info
         try:
-            _check_table(table, info)
+            check_table(table, info)
         except (ValueError, TypeError, OverflowError) as error:
             raise index._unusable(error) from None
         if remote is None:
@@ -188,7 +85,7 @@ class ShardIndex:
                 raise ValueError(f"index.json has {path.stat().st_size} bytes and is no list of shards")
             content = path.read_bytes()
             info: dict[str, Any] = json.loads(content)
-            _check_info(info)
+            check_info(info)
         except (OSError, ValueError, TypeError, OverflowError, RecursionError, MemoryError) as error:
             raise self._unusable(error) from None
         identity = hashlib.sha256(content).hexdigest()

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-from whisper_lightning.audio import AUDIO_SUFFIXES
+from whisper_lightning.audio.constants import AUDIO_SUFFIXES
 from whisper_lightning.errors import UserError
 
 MAX_ROW_CHARACTERS = 131_072

@@ -20,8 +20,8 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import fsspec
 from tqdm import tqdm
 
-from whisper_lightning.audio import REMOTE
-from whisper_lightning.errors import CONTAINERS, UserError
+from whisper_lightning.addresses import CONTAINERS, REMOTE
+from whisper_lightning.errors import UserError
 
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "hf": "huggingface_hub"}
 """What is read through fsspec, and the package it needs. No other protocol: some run commands or open local files."""
@@ -184,7 +184,7 @@ def _asking(url: str) -> Iterator[None]:
         what = "is shorter than index.json says" if status == 416 else " ".join(str(error).split())
         raise UserError(
             f"{url}: {what}; check the address (config.yaml keeps none of its keys), your rights, and "
-            "that the whole folder of shards (as tools/make_shards.py writes it) was uploaded"
+            "that the whole folder of shards (as whisper-lightning shards writes it) was uploaded"
         ) from None
 
 

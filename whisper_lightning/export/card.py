@@ -11,10 +11,10 @@ import pandas as pd
 import yaml
 
 from whisper_lightning.export.words import ENGLISH, SPANISH
+from whisper_lightning.model.load import find_run
 from whisper_lightning.model.module import WhisperModule
-from whisper_lightning.model.trained import find_run
-from whisper_lightning.statistics import Difference, Estimate
-from whisper_lightning.transcripts import RATES, measure, measure_difference, read_transcripts
+from whisper_lightning.scoring.intervals import Difference, Estimate
+from whisper_lightning.scoring.utterance import RATES, measure, measure_difference, read_transcripts
 
 
 @dataclass(frozen=True)

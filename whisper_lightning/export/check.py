@@ -14,17 +14,17 @@ from typing import Literal, NamedTuple
 import torch
 from tqdm import tqdm
 
-from whisper_lightning.audio import SAMPLE_RATE_HZ
+from whisper_lightning.audio.constants import SAMPLE_RATE_HZ
 from whisper_lightning.errors import UserError
 from whisper_lightning.export import ct2, ggml, hf, openai
 from whisper_lightning.export.ct2 import Quantization
 from whisper_lightning.export.decoding import Client, Decoding, decode
 from whisper_lightning.export.hardwired import refuse_other
 from whisper_lightning.export.hf import Precision
-from whisper_lightning.metrics import EditCounts, word_edits
 from whisper_lightning.model.module import WhisperModule
-from whisper_lightning.statistics import Difference, paired_difference
-from whisper_lightning.text import normalize
+from whisper_lightning.scoring.edits import EditCounts, word_edits
+from whisper_lightning.scoring.intervals import Difference, paired_difference
+from whisper_lightning.scoring.normalize import normalize
 
 Verdict = Literal["agrees", "undecided", "DIFFERS"]
 FORMATS = {"hf": "hf", "ct2": "ct2", "ggml": "ggml-model.bin", "openai": "openai.pt"}

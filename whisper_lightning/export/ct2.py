@@ -18,8 +18,8 @@ from whisper_lightning.errors import UserError
 from whisper_lightning.export import hf
 from whisper_lightning.export.decoding import Client, Decoding
 from whisper_lightning.export.hardwired import difference
+from whisper_lightning.model.load import find_run, model_files, open_model
 from whisper_lightning.model.module import WhisperModule
-from whisper_lightning.model.trained import find_run, model_files, open_model
 from whisper_lightning.terminal import say
 
 Quantization = Literal["int8", "float16", "float32"]

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from whisper_lightning.audio import HOP_LENGTH
+from whisper_lightning.audio.constants import HOP_LENGTH
 from whisper_lightning.model.decode import greedy_decode
 from whisper_lightning.model.module import WhisperModule
 from whisper_lightning.text import Task

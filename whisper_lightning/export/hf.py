@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from whisper_lightning.audio import SAMPLE_RATE_HZ
+from whisper_lightning.audio.constants import SAMPLE_RATE_HZ
 from whisper_lightning.export.decoding import Client, Decoding
 from whisper_lightning.model.module import WhisperModule
 

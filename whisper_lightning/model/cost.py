@@ -6,7 +6,7 @@ import math
 
 from transformers import WhisperConfig
 
-POSITIONS_PER_SECOND = 50
+from whisper_lightning.audio.constants import POSITIONS_PER_SECOND
 
 
 def num_parameters(config: WhisperConfig) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
@@ -14,37 +14,23 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from whisper_lightning.audio import SAMPLES_PER_POSITION
+from whisper_lightning.audio.augment import mask_log_mel
+from whisper_lightning.audio.constants import POSITIONS_PER_SECOND, SAMPLES_PER_POSITION
+from whisper_lightning.audio.features import log_mel, mel_filters
+from whisper_lightning.batch import Batch
 from whisper_lightning.errors import UserError
-from whisper_lightning.features import log_mel, mask_log_mel, mel_filters
 from whisper_lightning.files import read_checkpoint
-from whisper_lightning.model.cost import POSITIONS_PER_SECOND, rows_at_once
+from whisper_lightning.hub import language_code, load_processor
+from whisper_lightning.model.cost import rows_at_once
 from whisper_lightning.model.decode import decode
 from whisper_lightning.model.optim import Schedule, learning_rate_factor, parameter_groups
 from whisper_lightning.model.tail import Encoded, Tail, encode
 from whisper_lightning.model.weights import identify
-from whisper_lightning.model.whisper import (
-    decoder_states,
-    label_loss,
-    load_whisper,
-    save_whisper,
-    training_states,
-)
-from whisper_lightning.processor import language_code, load_processor
+from whisper_lightning.model.whisper import decoder_states, label_loss, load_whisper, save_whisper, training_states
 from whisper_lightning.text import LabelEncoder, Task, marks
 
 GRADIENT_SCALE = 1 / 256
 """Keeps the loss of a batch near 1, which float16 needs; a power of two, so that it costs no precision."""
-
-
-class SpeechBatch(Protocol):
-    """What the steps read of a batch; the loader documents the shapes."""
-
-    keys: list[str]
-    waveforms: torch.Tensor
-    decoder_input_ids: torch.Tensor
-    label_positions: torch.Tensor
-    label_tokens: torch.Tensor
 
 
 class Decoded(NamedTuple):
@@ -159,7 +145,7 @@ class WhisperModule(LightningModule):
         """Never write what that run does not."""
         self.whisper.generation_config.suppress_tokens = checkpoint["suppress_tokens"]
 
-    def training_step(self, batch: SpeechBatch, batch_idx: int) -> torch.Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """Log-mel, a sample of the silence, encoder, decoder, loss.
 
         The loss of a step is the sum over all label tokens of its accumulation group, on all ranks, divided by their
@@ -259,7 +245,7 @@ class WhisperModule(LightningModule):
         """Check the losses before a bad model is scored."""
         self.check_losses()
 
-    def validation_step(self, batch: SpeechBatch, batch_idx: int) -> Decoded:  # type: ignore[override]
+    def validation_step(self, batch: Batch, batch_idx: int) -> Decoded:  # type: ignore[override]
         """Encode once; take loss and transcripts from the same states."""
         encoded = self.encode(batch.waveforms)
         states = decoder_states(self.whisper, encoded, batch.decoder_input_ids)

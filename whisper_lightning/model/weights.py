@@ -12,7 +12,7 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 from transformers.utils import logging
 
 from whisper_lightning.errors import UserError
-from whisper_lightning.processor import adapter_message, first_line
+from whisper_lightning.hub import adapter_message, first_line
 
 NUM_NAMED = 3
 """Weights that a message names."""

@@ -13,9 +13,9 @@ from transformers.cache_utils import EncoderDecoderCache
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from whisper_lightning.errors import UserError
+from whisper_lightning.hub import first_line, load_config
 from whisper_lightning.model.tail import Encoded, Sample, encode
 from whisper_lightning.model.weights import load_weights
-from whisper_lightning.processor import first_line, load_config
 from whisper_lightning.text import LabelEncoder, Task
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from whisper_lightning.text import normalize
+from whisper_lightning.scoring.normalize import normalize
 
 LOOP = re.compile(r"(?:^|(?<= ))((?:\S+ ){1,10}?)\1{2,}|([^\W\d_]{1,10}?)\2{5,}")
 """Up to ten words three times in a row, or up to ten letters of a word six times."""

@@ -13,11 +13,11 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from whisper_lightning.metrics import EditCounts
 from whisper_lightning.report.scores import Compared, Scored, confusions, score_model
 from whisper_lightning.report.transcripts import ReferenceUtterance, Transcripts
-from whisper_lightning.scoring import SCORINGS, MarkCounts
-from whisper_lightning.statistics import Estimate, estimate_rate, paired_difference
+from whisper_lightning.scoring.edits import EditCounts
+from whisper_lightning.scoring.intervals import Estimate, estimate_rate, paired_difference
+from whisper_lightning.scoring.spanish import SCORINGS, MarkCounts
 
 DURATION_EDGES_SECONDS = (0, 1, 2, 3, 4, 5, 7, 10, 15, 20, 25, 30)
 MOST_VALUES = 40

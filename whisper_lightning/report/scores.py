@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from whisper_lightning.metrics import EditCounts, character_edits
 from whisper_lightning.report.oddities import characters_per_second, is_loop, is_unlikely_speed, speed_limits
 from whisper_lightning.report.transcripts import ReferenceUtterance
-from whisper_lightning.scoring import (
+from whisper_lightning.scoring.edits import EditCounts, character_edits
+from whisper_lightning.scoring.spanish import (
     SCORINGS,
     MarkCounts,
     align_words,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any, NamedTuple
 
-from whisper_lightning.statistics import MIN_UTTERANCES, Estimate
+from whisper_lightning.scoring.intervals import MIN_UTTERANCES, Estimate
 
 NO_INTERVAL = f"no interval where there are fewer than {MIN_UTTERANCES} utterances, or all are alike"
 LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {

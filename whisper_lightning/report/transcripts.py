@@ -9,12 +9,13 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from whisper_lightning.audio import SAMPLE_RATE_HZ
+from whisper_lightning.addresses import without_keys
+from whisper_lightning.audio.constants import SAMPLE_RATE_HZ
 from whisper_lightning.data.datamodule import SpeechDataModule
+from whisper_lightning.data.format import Rejected
 from whisper_lightning.data.manifest import read_manifest
-from whisper_lightning.data.shards import Rejected
-from whisper_lightning.data.split import Split
-from whisper_lightning.errors import UserError, without_keys
+from whisper_lightning.data.splits import Split
+from whisper_lightning.errors import UserError
 from whisper_lightning.model.module import Decoded, WhisperModule
 
 

@@ -1,0 +1,1 @@
+"""What this project measures: each figure of the documents comes from one of these."""

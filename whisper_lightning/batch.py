@@ -1,0 +1,31 @@
+"""What goes from the data to the model."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class Batch(NamedTuple):
+    """What a training, validation or prediction step gets.
+
+    Attributes:
+        keys: Name of each utterance, for error messages and tables.
+        waveforms: `(B, N)` float32, 16 kHz, right-padded with zeros.
+        decoder_input_ids: `(B, L)` int64: prompt and text, padded with the end token.
+        label_positions: `(K,)` int64: where in the flattened `(B * L)` decoder outputs a token is to be predicted.
+        label_tokens: `(K,)` int64: the token to be predicted there.
+        sentences: The reference transcript of each utterance, "" where there is none.
+        audio: Path of each utterance as the CSV has it.
+        audio_seconds: Speech in the batch without padding, in seconds.
+    """
+
+    keys: list[str]
+    waveforms: torch.Tensor
+    decoder_input_ids: torch.Tensor
+    label_positions: torch.Tensor
+    label_tokens: torch.Tensor
+    sentences: list[str]
+    audio: list[str]
+    audio_seconds: float

@@ -1,0 +1,71 @@
+"""What a run says at its end: before and after on the same speech, decoded alike, and how to use the model."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pandas as pd
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import WandbLogger
+
+from whisper_lightning.callbacks.best import KeepBest
+from whisper_lightning.scoring.intervals import Difference
+from whisper_lightning.scoring.utterance import measure, measure_difference, read_transcripts
+
+logger = logging.getLogger(__name__)
+
+
+def sum_up(trainer: Trainer, best: KeepBest, *, source: str, chosen_on_test: bool) -> None:
+    """Compare `transcripts/test.csv` with `transcripts/before.csv`; say, and log, what came out.
+
+    Args:
+        trainer: Of the run, after its test.
+        best: Which step is in `best/`.
+        source: What the test utterances are called.
+        chosen_on_test: The best step was chosen on the test utterances.
+    """
+    folder = Path(trainer.default_root_dir)
+    after = read_transcripts(folder / "transcripts" / "test.csv")
+    path = folder / "transcripts" / "before.csv"
+    before = read_transcripts(path) if path.is_file() else None
+    difference = None if before is None else measure_difference(after, before, "wer")
+    lines = [f"WER {measure(after, 'wer').write(' %')} on {len(after)} utterances of {source}, decoded at full context"]
+    if before is not None and difference is not None:
+        lines.append(f"Before training, the same utterances decoded alike: {measure(before, 'wer').write(' %')}")
+        lines.append(f"Difference: {_write(difference)}")
+    if best.step == 0:
+        lines.append(
+            f"No step was better on the validation than the model that the run started from (WER {best.wer:.2f} %): "
+            "best/ holds that model. Train longer, or with another learning rate"
+        )
+    elif chosen_on_test:
+        lines.append("The best step was chosen on these same utterances; for an unbiased figure give data.test")
+    model = folder / "best"
+    lines.append(f"Best model (step {best.step}): {model}")
+    lines.append(f'Use it: transformers.pipeline("automatic-speech-recognition", model="{model.as_posix()}")')
+    _log(trainer, best, before, difference)
+    logger.info("\n%s", "\n".join(lines))
+
+
+def _write(difference: Difference) -> str:
+    points = f"{difference.value:+.2f} points of WER"
+    if difference.low is None:
+        return f"{points}; too few utterances for an interval"
+    return f"{points}, 95 % interval {difference.low:+.2f} to {difference.high:+.2f} (paired bootstrap over utterances)"
+
+
+def _log(trainer: Trainer, best: KeepBest, before: pd.DataFrame | None, difference: Difference | None) -> None:
+    """Bring the comparison into metrics.csv and the others; into W&B's summary also what a continued run had before."""
+    metrics = {} if difference is None else {"difference/wer": difference.value}
+    if difference is not None and difference.low is not None and difference.high is not None:
+        metrics |= {"difference/wer_low": difference.low, "difference/wer_high": difference.high}
+    totals = {"best/step": best.step, "best/wer": best.wer}
+    if before is not None:
+        totals["before/wer"] = measure(before, "wer").value
+    for each in trainer.loggers:
+        if metrics:
+            each.log_metrics(metrics, step=trainer.global_step)
+        each.save()
+        if isinstance(each, WandbLogger):
+            each.experiment.summary.update(totals)

@@ -1,0 +1,209 @@
+"""Splits: what each is read from, which utterances of it are used, and what two have in common."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from whisper_lightning.audio.constants import SAMPLE_RATE_HZ
+from whisper_lightning.data.format import Rejected
+from whisper_lightning.data.manifest import special_token
+from whisper_lightning.data.plan import Plan, PlanOptions, plan_epoch
+from whisper_lightning.data.shards import ShardIndex
+from whisper_lightning.data.transfer import is_remote
+from whisper_lightning.errors import UserError
+from whisper_lightning.text import LabelEncoder
+
+logger = logging.getLogger(__name__)
+
+
+Sources = dict[str, str | float]
+"""By the name of the split: CSV, folder of shards or URL, or a share (0 to 1) that is held out of `train`."""
+
+
+def name_sources(train: str, val: float | str, test: str | None = None, predict: str | None = None) -> Sources:
+    """Give what each split is read from. One that is not named is what another one is: test as val, predict as test.
+
+    Raises:
+        UserError: One is an address that is not read.
+    """
+    test_or_val = val if test is None else test
+    named: Sources = {"train": train, "val": val, "test": test_or_val}
+    named["predict"] = test_or_val if predict is None else predict
+    for name, source in named.items():
+        if isinstance(source, str) and not is_remote(f"data.{name}", source):
+            named[name] = str(Path(source))
+    return named
+
+
+def tests_on_val(sources: Sources) -> bool:
+    """Whether the best model is chosen on the same utterances that are reported."""
+    places = [
+        Path(source).resolve() if isinstance(source, str) and not is_remote(name, source) else source
+        for name, source in sources.items()
+        if name in ("val", "test")
+    ]
+    return places[0] == places[1]
+
+
+def needed_splits(sources: Sources, stage: str) -> list[str]:
+    """Give the splits that `fit`, `validate`, `test` or `predict` opens; `fit` tests at its end."""
+    if stage == "fit":
+        return ["train", "val"] if tests_on_val(sources) else ["train", "val", "test"]
+    return [{"validate": "val"}.get(stage, stage)]
+
+
+def read_from(sources: Sources, name: str) -> str:
+    """Give the CSV, folder or URL that the utterances of a split are in."""
+    source = sources[name]
+    return source if isinstance(source, str) else str(sources["train"])
+
+
+def check_sources(sources: Sources, stage: str) -> None:
+    """Look for what a stage needs, before anything that takes long.
+
+    Raises:
+        UserError: A CSV or folder is not there.
+    """
+    for name in needed_splits(sources, stage):
+        source = read_from(sources, name)
+        if not is_remote(f"data.{name}", source) and not Path(source).exists():
+            raise UserError(f"data.{name}: there is no CSV and no folder of shards at {source!r}")
+
+
+def choose(sources: Sources, name: str, count: int, seed: int) -> NDArray[np.int64]:
+    """Give which of the `count` utterances that can be used belong to a split, as positions, ascending."""
+    source, held_out = sources[name], sources["val"]
+    if isinstance(source, str) and not (name == "train" and isinstance(held_out, float)):
+        return np.arange(count)
+    assert isinstance(held_out, float)  # any other share is that of val
+    order = np.random.Generator(np.random.PCG64(seed)).permutation(count)
+    cut = max(1, round(held_out * count))
+    return np.sort(order[cut:] if name == "train" else order[:cut])
+
+
+@dataclass(frozen=True)
+class Split:
+    """The utterances of one split that the model can take.
+
+    Attributes:
+        index: The shards.
+        members: Positions in the index, ascending.
+        rejected: What was left out, and why.
+    """
+
+    index: ShardIndex
+    members: NDArray[np.int32]
+    rejected: list[Rejected]
+
+    @property
+    def seconds(self) -> float:
+        """Speech of the members, in seconds."""
+        return float(self.index.num_samples[self.members].sum()) / SAMPLE_RATE_HZ
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes with the utterances, whatever the folder they are read from."""
+        digest = hashlib.sha256(self.members.tobytes())
+        digest.update(" ".join(shard["sha256"] for shard in self.index.shards).encode())
+        return digest.hexdigest()
+
+    def plan(
+        self, options: PlanOptions, *, seed: int, epoch: int, rank: int = 0, world_size: int = 1, shuffle: bool = True
+    ) -> Plan:
+        """Plan one rank's batches of the members for an epoch, as positions in the index; see `plan_epoch`."""
+        plan = plan_epoch(
+            self.index.num_samples[self.members],
+            self.index.table["shard"][self.members],
+            options,
+            seed=seed,
+            epoch=epoch,
+            rank=rank,
+            world_size=world_size,
+            shuffle=shuffle,
+        )
+        return replace(plan, indices=self.members[plan.indices])
+
+
+def admit(
+    index: ShardIndex, max_samples: int, max_tokens: int, encoder: LabelEncoder, *, require_sentence: bool
+) -> tuple[NDArray[np.int32], list[Rejected]]:
+    """Give the utterances that a model can take, and those that it cannot, with reasons.
+
+    Args:
+        index: The shards.
+        max_samples: The model's own context, in samples.
+        max_tokens: Its longest label.
+        encoder: Makes label ids.
+        require_sentence: Leave out utterances without a sentence.
+    """
+    rejected = []
+    admitted = np.ones(len(index), dtype=bool)
+    for i in np.flatnonzero(index.num_samples > max_samples):
+        text = index.read_text(int(i))
+        seconds, limit = index.num_samples[i] / SAMPLE_RATE_HZ, max_samples / SAMPLE_RATE_HZ
+        rejected.append(Rejected(text.row, text.audio, "too long", f"{seconds:.1f} s; the model takes {limit:g} s"))
+        admitted[i] = False
+    # A token has at least one byte, so only sentences with many bytes can have too many tokens.
+    for i in np.flatnonzero(admitted & (index.table["text_bytes"] + 5 > max_tokens)):
+        text = index.read_text(int(i))
+        num_tokens = len(encoder.encode(text.sentence))
+        if num_tokens > max_tokens:
+            detail = f"{num_tokens} tokens; the model takes {max_tokens}"
+            rejected.append(Rejected(text.row, text.sentence, "too many tokens", detail))
+            admitted[i] = False
+    # Who built them did not reject such rows yet. Remote ones would have to be downloaded for it, every shard.
+    if index.reading < 2 and index.remote is None:
+        for i in np.flatnonzero(admitted):
+            text = index.read_text(int(i))
+            if token := special_token(text.sentence):
+                rejected.append(Rejected(text.row, text.audio, "special token", f"{token} in the sentence"))
+                admitted[i] = False
+    if require_sentence:
+        for i in np.flatnonzero(admitted & (index.table["text_bytes"] == 0)):
+            text = index.read_text(int(i))
+            rejected.append(Rejected(text.row, text.audio, "empty sentence", "there is no sentence"))
+            admitted[i] = False
+    return np.flatnonzero(admitted).astype(np.int32), rejected
+
+
+def warn_of_overlap(train: Split, other: Split, name: str) -> None:
+    """Say how many utterances of a split are in the training split too, by their samples and by their sentences.
+
+    Args:
+        train: The training split.
+        other: What the model is measured on.
+        name: What that is called: `val` or `test`.
+    """
+    if min(split.index.info["version"] for split in (train, other)) == 1:
+        logger.info("data.%s: shards of an older version do not tell what is in data.train too; build them again", name)
+        return
+    sounds, sentences = (
+        np.isin(other.index.table[field][other.members], train.index.table[field][train.members])
+        for field in ("sound", "sentence")
+    )
+    if sounds.any():
+        rows = other.index.table["row"][other.members[sounds]]
+        listed = ", ".join(str(row) for row in rows[:5].tolist()) + (", …" if len(rows) > 5 else "")
+        logger.warning(
+            "data.%s: the audio of %d of %d utterances is in data.train too (rows %s): the model will have learnt them "
+            "by heart, and its WER comes out too low; take them out of one of the two",
+            name,
+            len(rows),
+            len(sounds),
+            listed,
+        )
+    if sentences.any():
+        logger.info(
+            "data.%s: %d of %d utterances have a sentence that is in data.train too; normal for commands, but with "
+            "other speech the WER comes out too low",
+            name,
+            np.count_nonzero(sentences),
+            len(sentences),
+        )

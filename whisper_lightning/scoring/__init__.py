@@ -1,0 +1,1 @@
+"""How wrong a transcript is, and how sure that is."""
