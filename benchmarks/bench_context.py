@@ -26,7 +26,7 @@ from whisper_lightning.audio.constants import HOP_LENGTH, SAMPLES_PER_POSITION
 from whisper_lightning.audio.features import log_mel
 from whisper_lightning.data.format import Utterance
 from whisper_lightning.data.generations import open_csv
-from whisper_lightning.model.load import open_model
+from whisper_lightning.model.load import load
 from whisper_lightning.model.module import WhisperModule
 from whisper_lightning.model.tail import Encoded, Tail, encode
 from whisper_lightning.model.whisper import decoder_states
@@ -146,7 +146,7 @@ def main(args: list[str] | None = None) -> int:
     given = read_command_line(parser, args)
     if given.quick:
         given.num_clips, given.cells = 8, [40]
-    module, index = open_model(given.model), open_csv(given.csv)
+    module, index = load(given.model), open_csv(given.csv)
     fitting = np.flatnonzero(index.num_samples <= given.longest * 16_000)
     chosen = fitting[:: max(1, len(fitting) // given.num_clips)][: given.num_clips]
     clips = [index.read(int(i)) for i in chosen]

@@ -28,7 +28,7 @@ from whisper_lightning.data.generations import open_csv
 from whisper_lightning.export import ct2
 from whisper_lightning.export.decoding import Decoding
 from whisper_lightning.model.decode import decode
-from whisper_lightning.model.load import open_model
+from whisper_lightning.model.load import load
 from whisper_lightning.model.module import WhisperModule
 from whisper_lightning.scoring.edits import EditCounts, word_edits
 from whisper_lightning.scoring.intervals import paired_difference
@@ -91,7 +91,7 @@ def main(args: list[str] | None = None) -> int:
     given = read_command_line(parser, args)
     from faster_whisper import WhisperModel
 
-    module, index = open_model(given.model), open_csv(given.csv)
+    module, index = load(given.model), open_csv(given.csv)
     decoding = Decoding.of(module)
     clips = [index.read(int(i)) for i in np.arange(len(index))[:: max(1, len(index) // given.num_clips)]]
     clips = clips[: given.num_clips]

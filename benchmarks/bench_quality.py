@@ -23,7 +23,7 @@ from whisper_lightning.cli import main as run
 from whisper_lightning.data.generations import open_csv
 from whisper_lightning.data.loader import BatchDataset
 from whisper_lightning.data.plan import PlanOptions, plan_epoch
-from whisper_lightning.model.load import open_model
+from whisper_lightning.model.load import load
 from whisper_lightning.scoring.edits import EditCounts, word_edits
 from whisper_lightning.scoring.intervals import paired_difference
 from whisper_lightning.scoring.normalize import normalize
@@ -87,7 +87,7 @@ def fit(training: Training, folder: Path, tail: str, seed: int) -> Path:
 @torch.no_grad()
 def score(source: str, table: Path) -> list[EditCounts]:
     """Decode a CSV with every position computed; give the edits of each utterance, normalized."""
-    module = open_model(source, exact=True)
+    module = load(source, exact=True)
     index = open_csv(table)
     batches, shards = BatchDataset(index, module.encoder), index.table["shard"]
     plan = plan_epoch(index.num_samples, shards, PlanOptions(batch_size=25), seed=0, epoch=0, shuffle=False)

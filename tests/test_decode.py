@@ -1,7 +1,6 @@
 """Decoding on a trained model: transformers' `generate` and `pipeline` give the same."""
 
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,6 @@ from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneratio
 from tests.conftest import QUICKSTART, read_rows
 from whisper_lightning.audio.read import load_audio
 from whisper_lightning.data.generations import open_folder
-from whisper_lightning.export.decoding import Decoding
-from whisper_lightning.export.decoding import decode as our_texts
 from whisper_lightning.model import decode
 from whisper_lightning.model.module import WhisperModule
 from whisper_lightning.model.tail import Encoded
@@ -101,7 +98,7 @@ def test_the_readmes_python_decodes_as_we_do(
     typed: dict[str, Any] = {}
     exec(code, typed)
     recognize = typed["recognize"]
-    ours = our_texts(module, clips, replace(Decoding.of(module), max_tokens=module.max_tokens))
+    ours = module.transcribe(clips)
     assert capsys.readouterr().out.strip() == ours[0] != ""
     inputs = [{"raw": clip.numpy(), "sampling_rate": 16_000} for clip in clips]
     assert [recognize(dict(each))["text"] for each in inputs] == ours

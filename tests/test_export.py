@@ -22,7 +22,7 @@ from whisper_lightning.commands.export import report
 from whisper_lightning.export.card import read_run
 from whisper_lightning.export.check import Check
 from whisper_lightning.export.hardwired import difference, token_bytes
-from whisper_lightning.model.load import open_model
+from whisper_lightning.model.load import load
 from whisper_lightning.model.module import WhisperModule
 from whisper_lightning.scoring.edits import EditCounts
 from whisper_lightning.scoring.intervals import Difference
@@ -284,7 +284,7 @@ def test_clips_are_compared_with_their_sentences(tmp_path: Path, capsys: pytest.
 
 @pytest.mark.slow
 def test_the_published_vocabulary_is_told_from_others(tmp_path: Path) -> None:
-    model = open_model(str(write_model(tmp_path / "model")))
+    model = load(str(write_model(tmp_path / "model")))
     assert difference(model) is None
     tokenizer = multilingual_tokenizer()
     sentence = "¿Dónde está la ñ? 日本語"
@@ -296,7 +296,7 @@ def test_the_published_vocabulary_is_told_from_others(tmp_path: Path) -> None:
     vocabulary = contents["model"]["vocab"]
     vocabulary["Ġla"], vocabulary["Ġde"] = vocabulary["Ġde"], vocabulary["Ġla"]
     path.write_text(json.dumps(contents), encoding="utf-8")
-    assert re.match(r"another vocabulary: token \d+ is b' (la|de)'", str(difference(open_model(str(path.parent)))))
+    assert re.match(r"another vocabulary: token \d+ is b' (la|de)'", str(difference(load(str(path.parent)))))
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from tests.test_resume import arguments, differences, interrupt, material, recor
 from whisper_lightning.cli import main
 from whisper_lightning.errors import UserError
 from whisper_lightning.files import find_damage, find_whole, read_checkpoint, write_checkpoint
-from whisper_lightning.model.load import open_model
+from whisper_lightning.model.load import load
 
 __all__ = ["material"]  # the fixture
 
@@ -195,16 +195,16 @@ STRANGE = {
 
 
 @pytest.mark.parametrize("name", STRANGE)
-@pytest.mark.parametrize("option", ["--ckpt_path", "--model.initial_weights", "open_model"])
+@pytest.mark.parametrize("option", ["--ckpt_path", "--model.initial_weights", "load"])
 def test_what_is_no_checkpoint_is_one_line(
     name: str, option: str, material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Even with a right checksum, which anybody can write."""
     path = tmp_path / "strange.ckpt"
     write_checkpoint(STRANGE[name], path)  # type: ignore[arg-type]
-    if option == "open_model":
+    if option == "load":
         with pytest.raises(UserError, match=r"strange.ckpt is no checkpoint"):
-            open_model(str(path))
+            load(str(path))
     else:
         assert main([*arguments(material, tmp_path / "run", []), f"{option}={path}"]) == 2
         error = one_error(capsys)

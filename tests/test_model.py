@@ -19,7 +19,8 @@ from whisper_lightning.cli import main
 from whisper_lightning.data.format import Utterance
 from whisper_lightning.data.loader import collate
 from whisper_lightning.errors import UserError
-from whisper_lightning.model.module import GRADIENT_SCALE, WhisperModule
+from whisper_lightning.model.gradients import GRADIENT_SCALE
+from whisper_lightning.model.module import WhisperModule
 from whisper_lightning.model.optim import learning_rate_factor, parameter_groups
 
 SENTENCES = ["enciende la luz de la cocina", "apaga la radio", "sube la música del baño", "baja la luz"]

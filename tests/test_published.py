@@ -18,7 +18,7 @@ from tests.multilingual import write_model
 from whisper_lightning.audio.read import load_audio
 from whisper_lightning.errors import UserError
 from whisper_lightning.model.decode import greedy_decode
-from whisper_lightning.model.load import open_model
+from whisper_lightning.model.load import load
 from whisper_lightning.model.tail import Encoded
 
 CLIP = QUICKSTART / read_rows(QUICKSTART / "test.csv")[0]["audio"]
@@ -33,7 +33,7 @@ def folder(published: Path, tmp_path: Path) -> Path:
 
 def heard(model: Path) -> list[int]:
     """Give the tokens that a model hears in a clip."""
-    module = open_model(str(model))
+    module = load(str(model))
     with torch.no_grad():
         encoded = module.encode(load_audio(CLIP)[None])
     return greedy_decode(module.whisper, encoded, module.encoder.prompt, 20)[0]
@@ -72,8 +72,8 @@ def test_every_tool_takes_a_folder_as_published(
 def test_a_file_that_can_be_done_without(absent: str, folder: Path, published: Path, tmp_path: Path) -> None:
     (folder / absent).unlink()
     assert heard(folder) == heard(published)
-    open_model(str(folder)).save_pretrained(tmp_path / "saved")
-    open_model(str(published)).save_pretrained(tmp_path / "like")
+    load(str(folder)).save_pretrained(tmp_path / "saved")
+    load(str(published)).save_pretrained(tmp_path / "like")
     for name in ("generation_config.json", "preprocessor_config.json"):
         mine, like = (json.loads((tmp_path / saved / name).read_text(encoding="utf-8")) for saved in ("saved", "like"))
         assert mine == like, name
@@ -106,7 +106,7 @@ def english(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_english_model_is_prompted_without_language_and_task(
     english: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    opened = open_model(str(english))
+    opened = load(str(english))
     names = opened.processor.tokenizer.convert_ids_to_tokens(opened.encoder.prompt)
     assert names == ["<|startoftranscript|>", "<|notimestamps|>"]
     like = WhisperForConditionalGeneration.from_pretrained(english)
@@ -115,7 +115,7 @@ def test_an_english_model_is_prompted_without_language_and_task(
     states = opened.whisper.model.encoder(features).last_hidden_state
     assert greedy_decode(opened.whisper, Encoded(states, None), opened.encoder.prompt, 8) == [expected[-8:]]
     with pytest.raises(UserError, match="English"):
-        open_model(str(english), language="es")
+        load(str(english), language="es")
     out = str(tmp_path / "out")
     assert export([str(english), out, "--data", str(QUICKSTART / "test.csv"), "--formats", "ggml"]) == 2
     assert "51864" in one_error(capsys)
@@ -286,7 +286,7 @@ def test_other_ways_to_keep_the_same_weights(
     if write is not sharded:
         (folder / "model.safetensors").unlink()
     write(folder, state)
-    found, expected = (open_model(str(place)).state_dict() for place in (folder, published))
+    found, expected = (load(str(place)).state_dict() for place in (folder, published))
     assert found.keys() == expected.keys()
     for name, weight in expected.items():
         assert weight.dtype == torch.float32

@@ -23,7 +23,7 @@ from whisper_lightning.data.loader import collate
 from whisper_lightning.export import ct2
 from whisper_lightning.export.check import FORMATS
 from whisper_lightning.model.decode import decode
-from whisper_lightning.model.load import open_model
+from whisper_lightning.model.load import load
 from whisper_lightning.model.module import WhisperModule
 from whisper_lightning.model.tail import Encoded
 from whisper_lightning.scoring.edits import EditCounts, word_edits
@@ -55,7 +55,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture(scope="module")
 def module(real_model: Path) -> WhisperModule:
-    return open_model(str(real_model))
+    return load(str(real_model))
 
 
 @pytest.fixture(scope="module")

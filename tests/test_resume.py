@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tests.conftest import MODEL, copy_corpus, one_error, quick_arguments
 from tests.record import read, run
 from whisper_lightning.cli import main
-from whisper_lightning.model.load import open_model
+from whisper_lightning.model.load import load
 
 STEPS = 8
 
@@ -277,7 +277,7 @@ def test_a_base_model_that_moved_with_its_run_is_the_same(
     (then / "model").rename(then / "gone")
     last = then / "run" / "checkpoints" / "last.ckpt"
     saved = torch.load(last, weights_only=True)["state_dict"]["whisper.proj_out.weight"]
-    assert torch.equal(open_model(str(last)).whisper.proj_out.weight, saved)
+    assert torch.equal(load(str(last)).whisper.proj_out.weight, saved)
     another = [f"--model.checkpoint={MODEL}", "--trainer.max_steps=4", "--ckpt_path=last"]
     assert main(arguments(material, then / "run", another)) == 2
     assert "model.checkpoint: another model than before" in one_error(capsys)

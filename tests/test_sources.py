@@ -15,6 +15,7 @@ from tests.test_shards import to_version_1
 from whisper_lightning.cli import main
 from whisper_lightning.data.build import build_shards
 from whisper_lightning.data.datamodule import SpeechDataModule
+from whisper_lightning.model.module import WhisperModule
 
 STAGES = {
     "fit": TrainerFn.FITTING,
@@ -38,7 +39,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def open_splits(folder: Path, stage: str, **sources: Any) -> dict[str, set[str]]:
     """Open what a stage needs, as Lightning does; the audio files of each split."""
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=folder / "run")
-    module = SpeechDataModule(checkpoint=str(MODEL), train=str(folder / "train.csv"), **sources)
+    trainer.strategy.connect(WhisperModule(str(MODEL), random_weights=True))
+    module = SpeechDataModule(train=str(folder / "train.csv"), **sources)
     module.trainer = trainer
     trainer.state.fn = STAGES[stage]
     module.prepare_data()

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from tests.conftest import MODEL, publish, quick_arguments, read_rows
 from whisper_lightning.cli import main
 from whisper_lightning.export.decoding import Decoding, _pattern
-from whisper_lightning.model.load import open_model
+from whisper_lightning.model.load import load
 from whisper_lightning.model.module import WhisperModule
 from whisper_lightning.text import marks
 
@@ -46,7 +46,7 @@ def test_fit_lets_it_write_what_its_sentences_have(checkpoint: Path, corpus: Pat
     last = run / "checkpoints" / "last.ckpt"
     assert torch.load(last, weights_only=True)["suppress_tokens"] == [TOKENS["["]]
     for source in (run, last):
-        assert open_model(str(source)).whisper.generation_config.suppress_tokens == [TOKENS["["]]
+        assert load(str(source)).whisper.generation_config.suppress_tokens == [TOKENS["["]]
     # The training data are not opened for it: the checkpoint says it.
     (corpus / "train.csv").unlink()
     config = [

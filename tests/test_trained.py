@@ -9,7 +9,7 @@ import torch
 from tests.conftest import MODEL, quick_arguments
 from whisper_lightning.cli import main
 from whisper_lightning.errors import UserError
-from whisper_lightning.model.load import open_model
+from whisper_lightning.model.load import load
 from whisper_lightning.model.module import WhisperModule
 
 
@@ -17,11 +17,11 @@ def test_a_run_stands_for_its_best_model(tmp_path: Path) -> None:
     module = WhisperModule(checkpoint=str(MODEL), random_weights=True, language="pt")
     module.save_pretrained(tmp_path / "run" / "best")
     (tmp_path / "run" / "config.yaml").touch()
-    opened = open_model(str(tmp_path / "run"))
+    opened = load(str(tmp_path / "run"))
     assert not opened.training
     assert opened.whisper.dtype == torch.float32
     assert opened.encoder.prompt == module.encoder.prompt
-    assert open_model(str(tmp_path / "run"), language="es").encoder.prompt != module.encoder.prompt
+    assert load(str(tmp_path / "run"), language="es").encoder.prompt != module.encoder.prompt
 
 
 def test_a_checkpoint_is_opened_where_it_was_moved_to(
@@ -36,11 +36,11 @@ def test_a_checkpoint_is_opened_where_it_was_moved_to(
     monkeypatch.chdir(tmp_path)
     shutil.move(place, tmp_path / "elsewhere")
     last = tmp_path / "elsewhere" / "run" / "checkpoints" / "last.ckpt"
-    opened = open_model(str(last))
+    opened = load(str(last))
     trained = torch.load(last, weights_only=True)["state_dict"]
     assert all(torch.equal(weight, trained[name]) for name, weight in opened.state_dict().items())
     assert opened.encoder.language == "es"
-    assert open_model(str(last), language="gl").encoder.language == "gl"
+    assert load(str(last), language="gl").encoder.language == "gl"
 
 
 def test_what_is_no_model(tmp_path: Path) -> None:
@@ -55,4 +55,4 @@ def test_what_is_no_model(tmp_path: Path) -> None:
         ("far/away", "cannot load .*away'; give a hub name"),
     ):
         with pytest.raises(UserError, match=said):
-            open_model(str(tmp_path / name))
+            load(str(tmp_path / name))

@@ -1,4 +1,4 @@
-"""What goes from the data to the model."""
+"""What goes from the data to the model, and from the model to the callbacks."""
 
 from __future__ import annotations
 
@@ -29,3 +29,17 @@ class Batch(NamedTuple):
     sentences: list[str]
     audio: list[str]
     audio_seconds: float
+
+
+class Decoded(NamedTuple):
+    """What a validation, test or prediction step gives to the callbacks.
+
+    Attributes:
+        hypotheses: A transcript for each utterance.
+        loss_sum: Cross-entropy summed over the label tokens, a scalar.
+        num_tokens: Label tokens.
+    """
+
+    hypotheses: list[str]
+    loss_sum: torch.Tensor
+    num_tokens: int

@@ -55,7 +55,7 @@ class MetricsCSV(Logger):
     def __init__(self, folder: Path, *, keep: bool) -> None:
         super().__init__()
         self._path = folder / "metrics.csv"
-        self._keep = keep
+        self.keep = keep
         self._columns = ["step"]
         self._new_rows: list[dict[str, Any]] = []
         self._num_rows: int | None = None
@@ -117,7 +117,7 @@ class MetricsCSV(Logger):
     def _open(self) -> int:
         """Give the number of rows in the file."""
         if self._num_rows is None:
-            rows = self._read() if self._keep and self._path.is_file() else []
+            rows = self._read() if self.keep and self._path.is_file() else []
             self._num_rows = len(rows)
             self._columns = list(rows[0]) if rows else self._columns
         return self._num_rows

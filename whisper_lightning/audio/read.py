@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchaudio
+from numpy.typing import NDArray
 
 from whisper_lightning.addresses import REMOTE
 from whisper_lightning.audio.constants import FRAMES_PER_SECOND, HOP_LENGTH, MAX_SECONDS, SAMPLE_RATE_HZ
@@ -25,6 +26,9 @@ CANCELLED_SHARE = 0.5
 """Channels cancel where their mix has less than this share of the power that it has for unrelated channels."""
 LOUDEST_PEAK = 4.0
 """Lossy formats overshoot full scale a little; beyond this, samples are in another unit."""
+
+Clip = str | Path | torch.Tensor | NDArray[np.float32]
+"""An audio file, or `(N,)` samples at 16 kHz."""
 
 
 def load_audio(path: Path, max_seconds: float = MAX_SECONDS) -> torch.Tensor:
@@ -44,6 +48,22 @@ def load_audio(path: Path, max_seconds: float = MAX_SECONDS) -> torch.Tensor:
     if not _sounds(waveform):
         seconds = SHORTEST_SOUND_FRAMES / FRAMES_PER_SECOND
         raise AudioError("silent", f"nothing above {SILENCE_PEAK:g} of full scale lasts {seconds:g} s")
+    return waveform
+
+
+def to_waveform(clip: Clip, max_seconds: float = MAX_SECONDS) -> torch.Tensor:
+    """Read a file, or take a waveform as it is.
+
+    Raises:
+        AudioError: The file cannot be used.
+        ValueError: It is no waveform, or longer than `max_seconds`.
+    """
+    if isinstance(clip, str | Path):
+        return load_audio(Path(clip), max_seconds)
+    waveform = torch.as_tensor(clip, dtype=torch.float32)
+    if waveform.dim() != 1 or not 0 < len(waveform) <= max_seconds * SAMPLE_RATE_HZ:
+        shape = tuple(waveform.shape)
+        raise ValueError(f"samples of shape {shape}; a waveform is (N,) at 16 kHz, of at most {max_seconds:g} s")
     return waveform
 
 

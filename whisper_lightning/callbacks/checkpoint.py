@@ -25,7 +25,7 @@ from whisper_lightning.run import check_folder
 
 logger = logging.getLogger(__name__)
 
-FREE_OPTIONS = {"max_steps", "max_tokens", "initial_weights", "_instantiator"}
+FREE_OPTIONS = {"max_tokens", "initial_weights", "_instantiator"}
 """Options of the model that a continued run may change: they take effect, and leave what is restored as it is."""
 
 NEEDED = ("run", "callbacks", "loops", "optimizer_states", "lr_schedulers")
@@ -260,7 +260,7 @@ def refuse_other_weights(state: dict[str, Any], module: LightningModule, path: P
     ours = module.state_dict()
     if {name: value.shape for name, value in state.items()} != {name: value.shape for name, value in ours.items()}:
         raise UserError(
-            f"--ckpt_path: {path} holds the weights of another model than {module.hparams['checkpoint']}; "
+            f"--ckpt_path: {path} holds the weights of another model than {module.checkpoint}; "
             "give the model.checkpoint that it was begun with"
         )
 

@@ -38,9 +38,8 @@ class RunLength(Callback):
             num_steps = loop.max_epochs * steps_per_epoch
             if loop.max_steps != -1:
                 num_steps = min(num_steps, loop.max_steps)
-            check_warmup(pl_module.hparams["warmup_steps"], num_steps, f"of {steps_per_epoch} in an epoch")
+            check_warmup(pl_module.warmup_steps, num_steps, f"of {steps_per_epoch} in an epoch")  # type: ignore[arg-type]
             loop.max_epochs, loop.epoch_loop.max_steps = -1, num_steps
-            pl_module.hparams["max_steps"] = num_steps
         _validate_the_last_step(trainer)
 
 

@@ -22,8 +22,8 @@ from rich.text import Text
 from tqdm import tqdm
 
 from whisper_lightning.audio.constants import SAMPLE_RATE_HZ
+from whisper_lightning.batch import Decoded
 from whisper_lightning.callbacks.checkpoint import ExactResume
-from whisper_lightning.model.module import Decoded
 from whisper_lightning.scoring.edits import EditCounts
 from whisper_lightning.scoring.utterance import Scored, score, write_transcripts
 from whisper_lightning.terminal import show

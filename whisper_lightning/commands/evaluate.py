@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from whisper_lightning.errors import UserError
-from whisper_lightning.model.load import open_model
+from whisper_lightning.model.load import load
 from whisper_lightning.report.page import write_page
 from whisper_lightning.report.results import evaluate, write_table
 from whisper_lightning.report.tables import make_tables, to_latex, to_markdown, write_p_value
@@ -70,7 +70,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         data = DataOptions(options.data, options.audio_root, options.columns, options.batch_size, options.num_workers)
-        open_one = partial(open_model, language=options.language, num_beams=options.num_beams)
+        open_one = partial(load, language=options.language, num_beams=options.num_beams)
         transcripts = transcribe_test_set(options.models, open_one, names, data, folder)
         results, scored = evaluate(transcripts)
         write_table(transcripts, scored, folder / "results.csv")

@@ -18,7 +18,7 @@ from whisper_lightning.errors import UserError, is_full_disk
 from whisper_lightning.export.card import Run, find_base, find_license, model_card, read_run
 from whisper_lightning.export.check import FORMATS, INT8_POINTS, Check, Clip, check_request, export
 from whisper_lightning.export.push import check_repository, list_files, push
-from whisper_lightning.model.load import open_model
+from whisper_lightning.model.load import load
 from whisper_lightning.terminal import CommandLine, read_command_line, say
 
 NUM_SHOWN = 10
@@ -45,7 +45,7 @@ def run(args: list[str]) -> int:
     options = read_command_line(parser, args)
     formats = list(dict.fromkeys(options.formats.split(",")))
     try:
-        module = open_model(options.model, language=options.language, exact=True)
+        module = load(options.model, language=options.language, exact=True)
         check_request(module, options.out, formats)
         if options.push_to_hub is not None:
             check_repository(options.push_to_hub)

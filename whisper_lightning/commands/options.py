@@ -160,7 +160,7 @@ def settle_length(config: Namespace, arguments: Sequence[str] | None) -> None:
         if steps and not epochs:
             trainer.max_epochs = -1
         elif epochs and not steps and trainer.max_epochs not in (None, -1):
-            trainer.max_steps = config.model.max_steps = -1
+            trainer.max_steps = -1
         if steps or epochs:
             return
 

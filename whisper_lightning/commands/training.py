@@ -87,10 +87,7 @@ class WhisperCLI(LightningCLI):
         parser.add_lightning_class_args(LogSteps, "steps")
         parser.add_class_arguments(WandbOptions, "wandb")
         parser.add_lightning_class_args(Trainer, "trainer")
-        parser.link_arguments("trainer.max_steps", "model.max_steps")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
-        for key in ("checkpoint", "language", "task"):
-            parser.link_arguments(f"model.{key}", f"data.{key}")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and settle whether the run's length is given in steps or in epochs."""
@@ -103,7 +100,7 @@ class WhisperCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Refuse impossible combinations before any work, and find shipped files."""
         config = expand_home(self.config[self.config.subcommand])
-        for group, keys in (("data", ("train", "val", "test", "predict", "checkpoint")), ("model", ("checkpoint",))):
+        for group, keys in (("data", ("train", "val", "test", "predict")), ("model", ("checkpoint",))):
             for key in keys:
                 if isinstance(config[group][key], str) and find_shipped(config[group][key]).exists():
                     config[group][key] = str(find_shipped(config[group][key]))
@@ -200,7 +197,7 @@ def _find_checkpoint(config: Namespace, folder: Path) -> None:
     if config.ckpt_path == "best":
         if not (folder / "best").is_dir():
             raise UserError(f"--ckpt_path: there is no best model in {folder}; choose a run's folder")
-        config.model.checkpoint = config.data.checkpoint = str(folder / "best")
+        config.model.checkpoint = str(folder / "best")
         config.model.random_weights, config.model.initial_weights, config.ckpt_path = False, None, None
     if config.ckpt_path is None:
         return

@@ -6,11 +6,11 @@ import logging
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
+from typing import Protocol, cast
 
 import pandas as pd
 from lightning.pytorch import LightningDataModule
 
-from whisper_lightning.audio.constants import SAMPLES_PER_POSITION
 from whisper_lightning.data.generations import open_csv, open_folder
 from whisper_lightning.data.loader import BatchDataset, EpochLoader
 from whisper_lightning.data.plan import WINDOW_SHARDS, Plan, PlanOptions
@@ -28,10 +28,23 @@ from whisper_lightning.data.splits import (
 )
 from whisper_lightning.data.transfer import is_remote, local_path
 from whisper_lightning.errors import UserError
-from whisper_lightning.hub import language_code, load_config, load_processor
-from whisper_lightning.text import LabelEncoder, Task
+from whisper_lightning.text import LabelEncoder
 
 logger = logging.getLogger(__name__)
+
+
+class Model(Protocol):
+    """What the data depend on of the module that is trained or tested.
+
+    Attributes:
+        encoder: Makes label ids.
+        full_samples: The longest utterance that it takes.
+        max_label_tokens: Its longest label.
+    """
+
+    encoder: LabelEncoder
+    full_samples: int
+    max_label_tokens: int
 
 
 class SpeechDataModule(LightningDataModule):
@@ -58,9 +71,6 @@ class SpeechDataModule(LightningDataModule):
         min_kib_per_second: A server of remote shards that sends less for a minute is given up.
         max_rejected_fraction: Stop before training when more than this share of a CSV's rows is unusable.
         seed: Seed of the shuffling; linked to seed_everything.
-        checkpoint: Linked to model.checkpoint.
-        language: Linked to model.language.
-        task: Linked to model.task.
     """
 
     def __init__(
@@ -81,9 +91,6 @@ class SpeechDataModule(LightningDataModule):
         min_kib_per_second: float = 1.0,
         max_rejected_fraction: float = 0.1,
         seed: int = 42,
-        checkpoint: str = "openai/whisper-base",
-        language: str = "es",
-        task: Task = "transcribe",
     ) -> None:
         super().__init__()
         self.sources = name_sources(train, val, test, predict)
@@ -100,10 +107,6 @@ class SpeechDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.max_rejected_fraction = max_rejected_fraction
         self.seed = seed
-        config = load_config(checkpoint)
-        self.full_samples: int = config.max_source_positions * SAMPLES_PER_POSITION
-        self.max_label_tokens: int = config.max_target_positions
-        self.encoder = LabelEncoder(load_processor(checkpoint).tokenizer, language_code(language), task)
         self.splits: dict[str, Split] = {}
         self._opened: dict[str, ShardIndex] = {}
 
@@ -137,6 +140,11 @@ class SpeechDataModule(LightningDataModule):
         marks = self.splits["train"].index.info.get("marks")
         return {str(mark) for mark in marks} if isinstance(marks, list) else None
 
+    @property
+    def _model(self) -> Model:
+        assert self.trainer is not None
+        return cast("Model", self.trainer.lightning_module)
+
     def _needed(self) -> list[str]:
         assert self.trainer is not None
         return needed_splits(self.sources, str(self.trainer.state.fn.value))  # type: ignore[union-attr]
@@ -163,8 +171,9 @@ class SpeechDataModule(LightningDataModule):
         index = self._shards(name)
         self._warn_of_small_cache(name, index)
         required = name != "predict" or isinstance(self.sources[name], float)
-        limits = (self.full_samples, self.max_label_tokens)
-        members, rejected = admit(index, *limits, self.encoder, require_sentence=required)
+        model = self._model
+        limits = (model.full_samples, model.max_label_tokens)
+        members, rejected = admit(index, *limits, model.encoder, require_sentence=required)
         members = members[choose(self.sources, name, len(members), self.seed)]
         return Split(index, members, index.rejected() + rejected)
 
@@ -228,7 +237,7 @@ class SpeechDataModule(LightningDataModule):
             return loop.epoch_progress.current.processed, loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
 
         return EpochLoader(
-            BatchDataset(split.index, self.encoder, self.seed if training and self.augment else None),
+            BatchDataset(split.index, self._model.encoder, self.seed if training and self.augment else None),
             plan if training else lambda _: plan(0),
             num_workers=self.num_workers,
             pin_memory=trainer.strategy.root_device.type == "cuda",

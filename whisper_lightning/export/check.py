@@ -18,7 +18,7 @@ from whisper_lightning.audio.constants import SAMPLE_RATE_HZ
 from whisper_lightning.errors import UserError
 from whisper_lightning.export import ct2, ggml, hf, openai
 from whisper_lightning.export.ct2 import Quantization
-from whisper_lightning.export.decoding import Client, Decoding, decode
+from whisper_lightning.export.decoding import Client, Decoding
 from whisper_lightning.export.hardwired import refuse_other
 from whisper_lightning.export.hf import Precision
 from whisper_lightning.model.module import WhisperModule
@@ -135,7 +135,7 @@ def export(
     """Write a model in some formats and check each.
 
     Args:
-        module: The model, on the CPU, as `open_model` gives it.
+        module: The model, on the CPU, as `load` gives it.
         folder: Where the exports go, under the names in `FORMATS`.
         formats: Some of `FORMATS`.
         clips: Utterances to compare on, each at most as long as the model's context.
@@ -150,7 +150,8 @@ def export(
     check_request(module, folder, formats)
     folder.mkdir(parents=True, exist_ok=True)
     decoding = Decoding.of(module)
-    ours = decode(module, [clip.waveform for clip in clips], decoding)
+    waveforms = [clip.waveform for clip in clips]
+    ours = module.transcribe(waveforms, max_new_tokens=decoding.max_tokens, progress="our decode")
     checks = []
     for name in formats:
         path = folder / FORMATS[name]

@@ -18,7 +18,7 @@ from whisper_lightning.errors import UserError
 from whisper_lightning.export import hf
 from whisper_lightning.export.decoding import Client, Decoding
 from whisper_lightning.export.hardwired import difference
-from whisper_lightning.model.load import find_run, model_files, open_model
+from whisper_lightning.model.load import find_run, load, model_files
 from whisper_lightning.model.module import WhisperModule
 from whisper_lightning.terminal import say
 
@@ -65,7 +65,7 @@ def converted(source: str) -> Form:
     It is kept in the run's folder, or in the user's cache where there is no run or it may not be written to.
 
     Args:
-        source: As `open_model` takes it.
+        source: As `load` takes it.
 
     Raises:
         UserError: There is no such model, or faster-whisper would misread it.
@@ -81,7 +81,7 @@ def converted(source: str) -> Form:
             told = json.loads((folder / NOTE).read_text(encoding="utf-8"))
             if told["made_from"] == made_from:
                 return Form(folder, str(told["language"]), list(told["suppress_tokens"]))
-    module = open_model(source)
+    module = load(source)
     found = difference(module)
     if found is not None:
         raise UserError(

@@ -1,22 +1,16 @@
-"""How clips are decoded to compare clients: the same greedy search everywhere, and ours to compare with."""
+"""How clips are decoded to compare clients: the same greedy search everywhere."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 
-from whisper_lightning.audio.constants import HOP_LENGTH
-from whisper_lightning.model.decode import greedy_decode
 from whisper_lightning.model.module import WhisperModule
 from whisper_lightning.text import Task
-
-BATCH_SIZE = 16
 
 Client = Callable[[torch.Tensor], str]
 """A program that has opened an export: `(N,)` at 16 kHz to its transcript."""
@@ -57,7 +51,7 @@ class Decoding:
             task=module.encoder.task,
             prompt=tuple(module.encoder.prompt),
             max_tokens=whisper.config.max_target_positions // 2 - 4,
-            num_samples=module.full_frames * HOP_LENGTH,
+            num_samples=module.full_samples,
             suppress_tokens=suppressed,
             suppress_regex=_pattern(set(module.never_written().values())),
             suppress_blank=bool(whisper.generation_config.begin_suppress_tokens),
@@ -75,14 +69,3 @@ def _pattern(texts: set[str]) -> str:
     classes = ((" ?", bare & blank), (" ", blank - bare), ("", bare - blank))
     parts = [f"{before}[{''.join(map(re.escape, sorted(chars)))}]" for before, chars in classes if chars]
     return "|".join([*parts, *(re.escape(text) for text in sorted(texts - marks) if "\ufffd" not in text)])
-
-
-@torch.no_grad()
-def decode(module: WhisperModule, waveforms: Sequence[torch.Tensor], decoding: Decoding) -> list[str]:
-    """Transcribe `(N,)` clips, as the WER of a test is computed."""
-    texts: list[str] = []
-    for start in tqdm(range(0, len(waveforms), BATCH_SIZE), desc="our decode", leave=False):
-        batch = pad_sequence(list(waveforms[start : start + BATCH_SIZE]), batch_first=True).to(module.device)
-        tokens = greedy_decode(module.whisper, module.encode(batch), decoding.prompt, decoding.max_tokens)
-        texts += [module.text(row) for row in tokens]
-    return texts

@@ -15,7 +15,7 @@ from whisper_lightning.files import read_checkpoint
 from whisper_lightning.model.module import WhisperModule
 
 
-def open_model(source: str, *, language: str | None = None, exact: bool = False, num_beams: int = 1) -> WhisperModule:
+def load(source: str, *, language: str | None = None, exact: bool = False, num_beams: int = 1) -> WhisperModule:
     """Give a module in evaluation mode, on the CPU in float32.
 
     Args:
@@ -73,7 +73,7 @@ def model_files(source: str) -> list[Path]:
         with suppress(OSError):
             found = [Path(str(cached_file(source, "config.json")))]
     if not found:
-        open_model(source)  # which says what is missing
+        load(source)  # which says what is missing
     assert found
     return found
 

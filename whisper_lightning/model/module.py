@@ -5,46 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import FSDPStrategy
+from torch.nn.utils.rnn import pad_sequence
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
+from tqdm import tqdm
 
 from whisper_lightning.audio.augment import mask_log_mel
-from whisper_lightning.audio.constants import POSITIONS_PER_SECOND, SAMPLES_PER_POSITION
+from whisper_lightning.audio.constants import HOP_LENGTH, POSITIONS_PER_SECOND, SAMPLE_RATE_HZ, SAMPLES_PER_POSITION
 from whisper_lightning.audio.features import log_mel, mel_filters
-from whisper_lightning.batch import Batch
+from whisper_lightning.audio.read import Clip, to_waveform
+from whisper_lightning.batch import Batch, Decoded
 from whisper_lightning.errors import UserError
-from whisper_lightning.files import read_checkpoint
 from whisper_lightning.hub import language_code, load_processor
 from whisper_lightning.model.cost import rows_at_once
 from whisper_lightning.model.decode import decode
+from whisper_lightning.model.gradients import FiniteLosses, TokenMean, clip_gradients
 from whisper_lightning.model.optim import Schedule, learning_rate_factor, parameter_groups
+from whisper_lightning.model.suppress import let_write, never_written
 from whisper_lightning.model.tail import Encoded, Tail, encode
-from whisper_lightning.model.weights import identify
+from whisper_lightning.model.weights import identify, take_weights
 from whisper_lightning.model.whisper import decoder_states, label_loss, load_whisper, save_whisper, training_states
-from whisper_lightning.text import LabelEncoder, Task, marks
-
-GRADIENT_SCALE = 1 / 256
-"""Keeps the loss of a batch near 1, which float16 needs; a power of two, so that it costs no precision."""
-
-
-class Decoded(NamedTuple):
-    """What a validation, test or prediction step gives to the callbacks.
-
-    Attributes:
-        hypotheses: A transcript for each utterance.
-        loss_sum: Cross-entropy summed over the label tokens, a scalar.
-        num_tokens: Label tokens.
-    """
-
-    hypotheses: list[str]
-    loss_sum: torch.Tensor
-    num_tokens: int
+from whisper_lightning.text import LabelEncoder, Task
 
 
 class WhisperModule(LightningModule):
@@ -64,7 +50,6 @@ class WhisperModule(LightningModule):
             out what the sentences of the training data have.
         learning_rate: Peak learning rate.
         warmup_steps: Optimizer steps of linear warm-up.
-        max_steps: Optimizer steps of the run; linked to trainer.max_steps.
         schedule: Learning rate after the warm-up.
         weight_decay: AdamW's decay, on matrices only.
         activation_seconds: Padded seconds of audio whose activations are kept at once. A longer batch goes through the
@@ -85,7 +70,6 @@ class WhisperModule(LightningModule):
         suppress_tokens: Literal["auto", "none", "published"] = "auto",
         learning_rate: float = 1e-5,
         warmup_steps: int = 50,
-        max_steps: int = 100,
         schedule: Schedule = "linear",
         weight_decay: float = 0.01,
         activation_seconds: float = 120.0,
@@ -95,6 +79,10 @@ class WhisperModule(LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        self.checkpoint, self.task = checkpoint, task
+        self.suppress_tokens = suppress_tokens
+        self.learning_rate, self.warmup_steps, self.schedule = learning_rate, warmup_steps, schedule
+        self.weight_decay = weight_decay
         self.activation_seconds = activation_seconds
         self.spec_augment = spec_augment
         self.max_tokens = max_tokens
@@ -106,20 +94,21 @@ class WhisperModule(LightningModule):
         self.whisper.generation_config.num_beams = num_beams
         self.identity = identify(self.whisper, self.processor.tokenizer, with_weights=not random_weights)
         if initial_weights is not None:
-            self._take_weights(Path(initial_weights))
+            take_weights(self, Path(initial_weights))
         if tail != "exact" and tail < 1:
             raise UserError(f"model.tail: {tail}; give a number of cells, such as 40, or exact")
         self.full_frames: int = 2 * self.whisper.config.max_source_positions
+        self.full_samples = self.full_frames * HOP_LENGTH
+        self.max_label_tokens: int = self.whisper.config.max_target_positions
         self.tail = Tail(self.whisper.model.encoder, None if tail == "exact" else tail)
         self.register_buffer("filters", mel_filters(self.whisper.config.num_mel_bins), persistent=False)
-        self._group_sums: list[torch.Tensor] = []
-        self._group_tokens = 0
-        self._unchecked: list[tuple[list[str], torch.Tensor]] = []
+        self._token_mean = TokenMean()
+        self._losses = FiniteLosses()
         self._step_metrics: dict[str, torch.Tensor | float] = {}
 
     def setup(self, stage: str) -> None:
         """Let the decoder write the marks that the training sentences have."""
-        if stage != "fit" or self.hparams["suppress_tokens"] != "auto":
+        if stage != "fit" or self.suppress_tokens != "auto":
             return
         data = getattr(self.trainer, "datamodule", None)
         if data is not None:
@@ -127,15 +116,11 @@ class WhisperModule(LightningModule):
 
     def let_write(self, written: set[str] | None) -> None:
         """Suppress no token all of whose marks occur in some text, as `marks` gives them; None: no token at all."""
-        config, texts = self.whisper.generation_config, self.never_written()
-        let = {token for token, text in texts.items() if written is None or marks(text) <= written}
-        config.suppress_tokens = [token for token in config.suppress_tokens if token not in let]
+        let_write(self.whisper.generation_config, self.processor.tokenizer, written)
 
     def never_written(self) -> dict[int, str]:
         """Give the tokens that are suppressed, but for special ones, and their texts."""
-        tokenizer = self.processor.tokenizer
-        suppressed = self.whisper.generation_config.suppress_tokens
-        return {token: tokenizer.decode([token]) for token in suppressed if token not in tokenizer.added_tokens_decoder}
+        return never_written(self.whisper.generation_config, self.processor.tokenizer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is never written, which the training data decide."""
@@ -149,8 +134,7 @@ class WhisperModule(LightningModule):
         """Log-mel, a sample of the silence, encoder, decoder, loss.
 
         The loss of a step is the sum over all label tokens of its accumulation group, on all ranks, divided by their
-        number, which is known only when the group is complete: so a batch contributes its sum, and
-        `_normalize_gradients` divides the accumulated gradient.
+        number: `TokenMean`.
         """
         features = self.log_mel(batch.waveforms)  # (B, F, T)
         if self.spec_augment:
@@ -160,10 +144,8 @@ class WhisperModule(LightningModule):
         rows = rows_at_once(len(features), seconds, self.activation_seconds)
         states = training_states(self.whisper, features, sample, batch.decoder_input_ids, rows)  # (B, L, D)
         loss_sum = label_loss(self.whisper, states, batch.label_positions, batch.label_tokens)
-        self._group_sums.append(loss_sum.detach())
-        self._group_tokens += len(batch.label_tokens)
-        self._unchecked.append((batch.keys, loss_sum.detach()))
-        return loss_sum * GRADIENT_SCALE
+        self._losses.add(batch.keys, loss_sum.detach())
+        return self._token_mean.add(loss_sum, len(batch.label_tokens))
 
     def on_fit_start(self) -> None:
         """Turn dropout on: transformers gives a loaded model without, and Lightning leaves it as it finds it."""
@@ -176,37 +158,12 @@ class WhisperModule(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Make a gradient of means of the accumulated gradient of sums, then clip it as the trainer is told."""
-        loss = self._normalize_gradients(optimizer)
+        loss = self._token_mean.normalize(optimizer, self.trainer)
         self._step_metrics = {
             "train/loss": loss,
-            "train/gradient_norm": self._clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm),
+            "train/gradient_norm": clip_gradients(optimizer, self.trainer, gradient_clip_val, gradient_clip_algorithm),
             "train/learning_rate": optimizer.param_groups[0]["lr"],
         }
-
-    def _normalize_gradients(self, optimizer: torch.optim.Optimizer) -> torch.Tensor:
-        """Divide the accumulated gradient by the group's label tokens, on all ranks; give the loss per token."""
-        totals = torch.stack([torch.stack(self._group_sums).sum(), self._group_sums[0].new_tensor(self._group_tokens)])
-        totals = self.trainer.strategy.reduce(totals, reduce_op="sum")
-        loss_sum, num_tokens = totals.unbind()
-        # Lightning has divided by the accumulation, DDP by the number of ranks.
-        undo = self.trainer.accumulate_grad_batches * self.trainer.world_size / GRADIENT_SCALE
-        torch._foreach_mul_([p.grad for p in _parameters(optimizer) if p.grad is not None], undo / num_tokens)
-        self._group_sums, self._group_tokens = [], 0
-        return loss_sum / num_tokens
-
-    def _clip_gradients(
-        self, optimizer: torch.optim.Optimizer, limit: float | None, algorithm: str | None
-    ) -> torch.Tensor:
-        """Bound the gradient's norm, or each of its values; give the norm that it had before."""
-        parameters = _parameters(optimizer)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if isinstance(self.trainer.strategy, FSDPStrategy):  # each process has a part of every gradient
-            norm = self.trainer.strategy.reduce(norm.square(), reduce_op="sum").sqrt()
-        if limit and algorithm == "value":
-            torch.nn.utils.clip_grad_value_(parameters, limit)
-        elif limit:
-            torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-        return norm
 
     def optimizer_step(
         self,
@@ -232,14 +189,7 @@ class WhisperModule(LightningModule):
         Raises:
             UserError: With the keys of the first such batch.
         """
-        unchecked, self._unchecked = self._unchecked, []
-        if not unchecked or bool(torch.isfinite(torch.stack([loss for _, loss in unchecked])).all()):
-            return
-        keys = next(keys for keys, loss in unchecked if not bool(torch.isfinite(loss)))
-        raise UserError(
-            f"the loss is not finite at step {self.global_step}, in the batch of utterances {', '.join(keys)}; "
-            "lower model.learning_rate, or look at these rows of the CSV"
-        )
+        self._losses.check(self.global_step)
 
     def on_validation_start(self) -> None:
         """Check the losses before a bad model is scored."""
@@ -250,10 +200,47 @@ class WhisperModule(LightningModule):
         encoded = self.encode(batch.waveforms)
         states = decoder_states(self.whisper, encoded, batch.decoder_input_ids)
         loss_sum = label_loss(self.whisper, states, batch.label_positions, batch.label_tokens)
-        tokens = decode(
-            self.whisper, encoded, self.encoder.prompt, self.max_tokens, self.whisper.generation_config.num_beams
-        )
-        return Decoded([self.text(row) for row in tokens], loss_sum, len(batch.label_tokens))
+        return Decoded(self.decode(encoded), loss_sum, len(batch.label_tokens))
+
+    def decode(self, encoded: Encoded, *, max_new_tokens: int | None = None) -> list[str]:
+        """Give a transcript for each encoded utterance, of at most `max_new_tokens` or else `max_tokens` tokens."""
+        limit = self.max_tokens if max_new_tokens is None else max_new_tokens
+        num_beams = self.whisper.generation_config.num_beams
+        return [self.text(row) for row in decode(self.whisper, encoded, self.encoder.prompt, limit, num_beams)]
+
+    @torch.no_grad()
+    def transcribe(
+        self,
+        clips: Sequence[Clip],
+        *,
+        batch_size: int = 16,
+        max_new_tokens: int | None = None,
+        progress: str | None = None,
+    ) -> list[str]:
+        """Transcribe clips, decoded as the WER of a test is.
+
+        Args:
+            clips: Audio files, or `(N,)` waveforms at 16 kHz; none longer than the model's own context.
+            batch_size: Clips that are decoded together.
+            max_new_tokens: Longest transcript in tokens; `max_tokens` by default.
+            progress: Title of a progress bar; none by default.
+
+        Raises:
+            AudioError: A file cannot be used; the reason is in it.
+            ValueError: A waveform is not `(N,)`, or longer than the context.
+        """
+        seconds = self.full_samples / SAMPLE_RATE_HZ
+        training, texts = self.training, list[str]()
+        self.eval()
+        try:
+            starts = range(0, len(clips), batch_size)
+            for start in tqdm(starts, desc=progress, leave=False, disable=progress is None):
+                waveforms = [to_waveform(clip, seconds) for clip in clips[start : start + batch_size]]
+                batch = pad_sequence(waveforms, batch_first=True).to(self.device)
+                texts += self.decode(self.encode(batch), max_new_tokens=max_new_tokens)
+        finally:
+            self.train(training)
+        return texts
 
     def text(self, tokens: Sequence[int]) -> str:
         """Give the transcript of generated ids, without special tokens and outer blanks."""
@@ -275,29 +262,17 @@ class WhisperModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Fused AdamW with a learning rate that is a function of the step."""
-        hparams = self.hparams
-        groups = parameter_groups(self.named_parameters(), hparams["weight_decay"])
+        groups = parameter_groups(self.named_parameters(), self.weight_decay)
         # With float16 a fused AdamW would unscale inside, after our division and clipping.
         fused = self.trainer.precision != "16-mixed"
-        optimizer = AdamW(groups, lr=hparams["learning_rate"], fused=fused)
+        optimizer = AdamW(groups, lr=self.learning_rate, fused=fused)
         factor = partial(
             learning_rate_factor,
-            warmup_steps=hparams["warmup_steps"],
-            max_steps=hparams["max_steps"],
-            schedule=hparams["schedule"],
+            warmup_steps=self.warmup_steps,
+            max_steps=self.trainer.max_steps,
+            schedule=self.schedule,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
-
-    def _take_weights(self, path: Path) -> None:
-        """Load the weights of a checkpoint file."""
-        try:
-            self.load_state_dict(read_checkpoint(path)["state_dict"])
-        except (OSError, RuntimeError, UserError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise UserError(
-                f"model.initial_weights: {path} holds no weights of a {self.hparams['checkpoint']} ({reason}); "
-                "give the last.ckpt of a run of that model"
-            ) from None
 
     def save_pretrained(
         self, folder: Path, weights: dict[str, torch.Tensor] | None = None, dtype: torch.dtype = torch.float16
@@ -318,7 +293,3 @@ class WhisperModule(LightningModule):
         options = {name: value for name, value in self.hparams.items() if name != "_instantiator"}  # LightningCLI's
         options |= {"checkpoint": str(folder), "random_weights": False, "initial_weights": None}
         return WhisperModule(**options)
-
-
-def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

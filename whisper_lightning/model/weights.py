@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 from transformers.utils import logging
 
 from whisper_lightning.errors import UserError
+from whisper_lightning.files import read_checkpoint
 from whisper_lightning.hub import adapter_message, first_line
 
 NUM_NAMED = 3
@@ -76,3 +79,19 @@ def identify(whisper: WhisperForConditionalGeneration, tokenizer: Any, *, with_w
         values = weight.flatten()
         digest.update(values[:: max(1, len(values) // 256)].float().numpy().tobytes())
     return digest.hexdigest()
+
+
+def take_weights(module: LightningModule, path: Path) -> None:
+    """Load the weights of a checkpoint file of a run, and nothing else, into a module.
+
+    Raises:
+        UserError: It has none, or those of another model.
+    """
+    try:
+        module.load_state_dict(read_checkpoint(path)["state_dict"])
+    except (OSError, RuntimeError, UserError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"model.initial_weights: {path} holds no weights of a {module.checkpoint} ({reason}); "
+            "give the last.ckpt of a run of that model"
+        ) from None

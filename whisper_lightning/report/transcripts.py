@@ -11,12 +11,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from whisper_lightning.addresses import without_keys
 from whisper_lightning.audio.constants import SAMPLE_RATE_HZ
+from whisper_lightning.batch import Decoded
 from whisper_lightning.data.datamodule import SpeechDataModule
 from whisper_lightning.data.format import Rejected
 from whisper_lightning.data.manifest import read_manifest
 from whisper_lightning.data.splits import Split
 from whisper_lightning.errors import UserError
-from whisper_lightning.model.module import Decoded, WhisperModule
+from whisper_lightning.model.module import WhisperModule
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,6 @@ class _Collect(Callback):
 
 def _decode(module: WhisperModule, data: DataOptions, folder: Path) -> tuple[dict[int, str], Split]:
     """Give the transcript of each row that the model takes, and the split."""
-    hparams = module.hparams
     speech = SpeechDataModule(
         val=data.source,
         test=data.source,
@@ -155,9 +155,6 @@ def _decode(module: WhisperModule, data: DataOptions, folder: Path) -> tuple[dic
         eval_batch_size=data.batch_size,
         num_workers=data.num_workers,
         max_rejected_fraction=1.0,  # they are counted and named in the report
-        checkpoint=hparams["checkpoint"],
-        language=hparams["language"],
-        task=hparams["task"],
     )
     collect = _Collect()
     trainer = Trainer(

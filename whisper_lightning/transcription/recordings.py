@@ -103,7 +103,7 @@ def open_recognizer(source: str, *, language: str | None = None, compute_type: s
     """Open a model for recordings, on a GPU where there is one that CTranslate2 can use.
 
     Args:
-        source: As `open_model` takes it.
+        source: As `load` takes it.
         language: Code of the language; None for the model's own, `auto` to find it by ear.
         compute_type: As CTranslate2 names it; `default` is int8 on a processor, the weights' own on a GPU.
 
