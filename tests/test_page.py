@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from tests.test_report import transcripts
+from whisper_lightning.report.evaluate import evaluate
 from whisper_lightning.report.page import write_page
-from whisper_lightning.report.results import evaluate
 from whisper_lightning.report.transcripts import Transcripts
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

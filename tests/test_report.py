@@ -18,12 +18,12 @@ from tests.command import evaluate as main
 from tests.conftest import MODEL, QUICKSTART, copy_corpus, one_error, read_rows
 from whisper_lightning.commands.evaluate import name_models
 from whisper_lightning.model.module import WhisperModule
+from whisper_lightning.report.evaluate import evaluate
 from whisper_lightning.report.oddities import is_loop, is_unlikely_speed, speed_limits
-from whisper_lightning.report.results import evaluate
-from whisper_lightning.report.scores import compare, confusions
+from whisper_lightning.report.scores import Confusion, Confusions, compare, confusions
 from whisper_lightning.report.tables import make_tables, to_latex, to_markdown
 from whisper_lightning.report.transcripts import Decode, ReferenceUtterance, Transcripts
-from whisper_lightning.scoring.intervals import paired_difference
+from whisper_lightning.scoring.intervals import Estimate, paired_difference
 from whisper_lightning.scoring.spanish import SCORINGS
 
 SCLITE = shutil.which("sclite") or shutil.which("sclite", path="/usr/lib/sctk/bin")
@@ -63,6 +63,11 @@ def transcripts(number: int, *rates: float, path: Path | None = None) -> Transcr
     return Transcripts(
         "test.csv", utterances, [f"model {i}" for i in range(len(rates))], hypotheses, [], [Decode(1, [])] * len(rates)
     )
+
+
+def holds_its_figure(estimate: Estimate) -> bool:
+    value, low, high = estimate
+    return low is not None and high is not None and low < value < high
 
 
 def test_identical_models_do_not_differ_and_others_do() -> None:
@@ -145,14 +150,14 @@ def test_few_utterances_have_no_interval_and_references_without_marks_no_f1() ->
     plain = [replace(each, reference=each.reference.lower().strip(".?")) for each in made.utterances]
     plain = [replace(each, columns={"accent": "rare" if i < 4 else "common"}) for i, each in enumerate(plain)]
     results, _ = evaluate(Transcripts(made.source, plain, made.models, made.hypotheses, [], made.decodes))
-    for model in results["models"]:
-        assert model["punctuation_f1"] is None
-        assert model["capitalisation_f1"] is None
-    (accents,) = (each["values"] for each in results["slices"] if each["column"] == "accent")
-    wers = {each["value"]: each["wer"]["orthographic"][0] for each in accents}
+    for model in results.models:
+        assert model.punctuation_f1 is None
+        assert model.capitalisation_f1 is None
+    (accents,) = (each.values for each in results.slices if each.column == "accent")
+    wers = {each.value: each.wer["orthographic"][0] for each in accents}
     assert wers["rare"].low is None
-    assert wers["common"].low < wers["common"].value < wers["common"].high
-    assert results["models"][0]["flags"]["empty"]["share"] == (0.0, None, None)
+    assert holds_its_figure(wers["common"])
+    assert results.models[0].flags["empty"].share == (0.0, None, None)
     markdown = to_markdown(make_tables(results))
     assert re.search(r"\| rare \| 4 \| [\d.]+ \| [\d.]+ \|", markdown)
     assert "| model 0 | \u2013 | \u2013 | 0.00 |" in markdown
@@ -166,14 +171,13 @@ def test_figures_agree_with_jiwer() -> None:
         references = [scoring(each.reference) for each in made.utterances]
         hypotheses = [scoring(each) for each in made.hypotheses[0]]
         out = jiwer.process_words(references, hypotheses)
-        scores = results["models"][0]["scores"][name]
-        assert scores["wer"].value == pytest.approx(100 * out.wer)
-        assert scores["cer"].value == pytest.approx(100 * jiwer.cer(references, hypotheses))
-        assert scores["counts"] == {k: getattr(out, k) for k in ("hits", "substitutions", "deletions", "insertions")}
-        for rate in ("wer", "cer", "substitutions", "deletions", "insertions"):
-            low, high = scores[rate][1:]
-            assert low < scores[rate].value < high
-    assert results["models"][0]["scores"]["orthographic"]["wer"].value > 5
+        scores = results.models[0].scores[name]
+        assert scores.wer.value == pytest.approx(100 * out.wer)
+        assert scores.cer.value == pytest.approx(100 * jiwer.cer(references, hypotheses))
+        assert scores.counts == (out.hits, out.substitutions, out.deletions, out.insertions)
+        rates = (scores.wer, scores.cer, scores.substitutions, scores.deletions, scores.insertions)
+        assert all(map(holds_its_figure, rates))
+    assert results.models[0].scores["orthographic"].wer.value > 5
 
 
 @pytest.mark.skipif(SCLITE is None, reason="sclite is not installed (Debian: sctk)")
@@ -205,9 +209,9 @@ def test_figures_agree_with_sclite(tmp_path: Path) -> None:
     out = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8", check=True).stdout
     (total,) = re.findall(r"\| Sum .*", out)
     _, words, hits, substitutions, deletions, insertions, errors, _ = map(int, re.findall(r"\d+", total))
-    counts = results["models"][0]["scores"]["orthographic"]["counts"]
-    assert [hits, substitutions, deletions, insertions] == list(counts.values())
-    assert results["models"][0]["scores"]["orthographic"]["wer"].value == pytest.approx(100 * errors / words)
+    scores = results.models[0].scores["orthographic"]
+    assert scores.counts == (hits, substitutions, deletions, insertions)
+    assert scores.wer.value == pytest.approx(100 * errors / words)
 
 
 def test_what_becomes_empty_is_scored_all_the_same() -> None:
@@ -216,28 +220,28 @@ def test_what_becomes_empty_is_scored_all_the_same() -> None:
         ReferenceUtterance(3, "b.mp3", None, 1.0, "Uno", {}),
     ]
     results, _ = evaluate(Transcripts("t", utterances, ["m"], [["hola a todos", "uno"]], [], [Decode(1, [])]))
-    assert results["models"][0]["scores"]["normalized"]["counts"]["insertions"] == 3
-    assert results["models"][0]["scores"]["normalized"]["wer"].value == 300.0
-    assert len(results["utterances"]) == 2
+    assert results.models[0].scores["normalized"].counts.insertions == 3
+    assert results.models[0].scores["normalized"].wer.value == 300.0
+    assert len(results.utterances) == 2
 
 
 def test_slices_hold_every_utterance_once() -> None:
     results, _ = evaluate(transcripts(120, 0.2, 0.1))
-    columns = {each["column"]: each["values"] for each in results["slices"]}
+    columns = {each.column: each.values for each in results.slices}
     assert set(columns) == {"duration", "accent"}  # not the column of one value, nor the one of names
-    assert {value["value"] for value in columns["accent"]} == {"Andes", "México", "(empty)"}
+    assert {value.value for value in columns["accent"]} == {"Andes", "México", "(empty)"}
     for values in columns.values():
-        assert sorted(i for value in values for i in value["utterances"]) == list(range(120))
-        assert all(len(value["wer"]["normalized"]) == 2 for value in values)
+        assert sorted(i for value in values for i in value.utterances) == list(range(120))
+        assert all(len(value.wer["normalized"]) == 2 for value in values)
 
 
 def test_confusions_are_counted() -> None:
     texts = [compare("el año nuevo", heard)["normalized"] for heard in ("el ano nuevo", "el ano", "el año nuevo ya")]
-    assert confusions(texts) == {
-        "substitutions": [("año", "ano", 2)],
-        "deletions": [("nuevo", "", 1)],
-        "insertions": [("", "ya", 1)],
-    }
+    assert confusions(texts) == Confusions(
+        substitutions=[Confusion("año", "ano", 2)],
+        deletions=[Confusion("nuevo", "", 1)],
+        insertions=[Confusion("", "ya", 1)],
+    )
 
 
 def test_tables_survive_any_name() -> None:
@@ -386,7 +390,7 @@ def test_a_missing_package_is_named_before_anything_is_decoded(
 ) -> None:
     monkeypatch.setitem(sys.modules, "num2words", None)
     assert main(["nothing", "--data=none.csv", f"--report={tmp_path / 'report'}"]) == 2
-    assert "pip install -e '.[report]'" in one_error(capsys)
+    assert "pip install 'whisper-lightning[report]'" in one_error(capsys)
 
 
 @pytest.mark.slow

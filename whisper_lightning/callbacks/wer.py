@@ -25,7 +25,7 @@ from whisper_lightning.audio.constants import SAMPLE_RATE_HZ
 from whisper_lightning.batch import Decoded
 from whisper_lightning.callbacks.checkpoint import ExactResume
 from whisper_lightning.scoring.edits import EditCounts
-from whisper_lightning.scoring.utterance import Scored, score, write_transcripts
+from whisper_lightning.scoring.utterance import ScoredUtterance, score, write_transcripts
 from whisper_lightning.terminal import show
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class EvaluateWER(Callback):
     def __init__(self, num_shown: int = 4) -> None:
         self.num_shown = num_shown
         self.latest: dict[str, float] = {}
-        self._scored: list[Scored] = []
+        self._scored: list[ScoredUtterance] = []
         self._predicted: list[tuple[str, str, str]] = []
         self._loss_sum, self._num_tokens = 0.0, 0
 
@@ -169,7 +169,7 @@ def _log(trainer: Trainer, metrics: dict[str, float]) -> None:
         each.log_metrics(metrics, step=trainer.global_step)
 
 
-def _log_audio(trainer: Trainer, logger: WandbLogger, stage: str, rows: list[Scored]) -> None:
+def _log_audio(trainer: Trainer, logger: WandbLogger, stage: str, rows: list[ScoredUtterance]) -> None:
     """Add what is shown on the terminal to W&B, to be listened to; read from the shards once more, a few clips."""
     data = trainer.datamodule  # type: ignore[attr-defined]
     split = data.splits["val" if stage == "val" or "test" not in data.splits else "test"]
@@ -191,14 +191,14 @@ def _gather(trainer: Trainer, rows: list[Any]) -> list[Any]:
     return [row for rank in gathered for row in rank]
 
 
-def _choose(rows: list[Scored], number: int) -> list[Scored]:
-    """Give the worst utterances and as many others; the same others each time, so that progress shows."""
+def _choose(rows: list[ScoredUtterance], number: int) -> list[ScoredUtterance]:
+    """Return the worst utterances and as many others; the same others each time, so that progress shows."""
     worst = sorted(rows, key=lambda row: -row.words.errors)[:number]
     rest = [row for row in rows if row not in worst]
     return worst + random.Random(0).sample(rest, min(number, len(rest)))
 
 
-def _render(title: str, rows: list[Scored]) -> str:
+def _render(title: str, rows: list[ScoredUtterance]) -> str:
     table = Table(title=title, title_justify="left", show_lines=False)
     table.add_column("WER %", justify="right")
     table.add_column("reference")

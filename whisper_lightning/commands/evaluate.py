@@ -9,25 +9,26 @@ import argparse
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from whisper_lightning.errors import UserError
 from whisper_lightning.model.load import load
+from whisper_lightning.report.evaluate import evaluate
 from whisper_lightning.report.page import write_page
-from whisper_lightning.report.results import evaluate, write_table
+from whisper_lightning.report.results import Results, as_json
+from whisper_lightning.report.scores import write_table
 from whisper_lightning.report.tables import make_tables, to_latex, to_markdown, write_p_value
 from whisper_lightning.report.transcripts import DataOptions, transcribe_test_set
-from whisper_lightning.scoring.intervals import Difference
 from whisper_lightning.scoring.spanish import numbers_as_words
 from whisper_lightning.terminal import CommandLine, read_command_line, say
 
 
 def name_models(sources: Sequence[str]) -> list[str]:
-    """Give models the shortest ends of their paths that tell them apart; the same one twice gets a number."""
+    """Return the shortest ends of the models' paths that tell them apart; the same one twice gets a number."""
     parts = [[part for part in Path(s).parts if part not in ("best", "checkpoints")] or [s] for s in sources]
     distinct = {tuple(each) for each in parts}
     # A checkpoint's own name says nothing: its run's does.
@@ -54,8 +55,8 @@ def parse(args: list[str]) -> argparse.Namespace:
     return read_command_line(parser, args)
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Decode, score and write the report; gives the results."""
+def measure(options: argparse.Namespace) -> Results:
+    """Decode, score and write the report; return what it says."""
     names = options.names or name_models(options.models)
     if len(names) != len(options.models) or len(set(names)) != len(names):
         raise UserError(f"--names: {len(options.models)} different names are needed, not {names}")
@@ -74,9 +75,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         transcripts = transcribe_test_set(options.models, open_one, names, data, folder)
         results, scored = evaluate(transcripts)
         write_table(transcripts, scored, folder / "results.csv")
-        rejected = pd.DataFrame(results["data"]["rejected"], columns=["row", "value", "reason", "detail"])
+        rejected = pd.DataFrame(map(asdict, results.data.rejected), columns=["row", "value", "reason", "detail"])
         rejected.to_csv(folder / "rejected.csv", index=False, encoding="utf-8")
-        text = json.dumps(results, ensure_ascii=False, indent=1)
+        text = json.dumps(as_json(results), ensure_ascii=False, indent=1)
         (folder / "results.json").write_text(text + "\n", encoding="utf-8", newline="\n")
         tables = make_tables(results)
         (folder / "table.md").write_text(to_markdown(tables), encoding="utf-8", newline="\n")
@@ -92,14 +93,14 @@ def run(args: list[str]) -> int:
     options = parse(args)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     results = measure(options)
-    for model in results["models"]:
-        wers = (f"{name} {scores['wer'].write()}" for name, scores in model["scores"].items())
-        say(f"{model['name']}: WER {', '.join(wers)}")
-    for each in results["differences"]:
-        if each["rate"] == "wer" and each["scoring"] == "normalized":
-            figures = Difference(each["value"], each["low"], each["high"], each["p_value"]).write()
-            say(f"{each['first']} minus {each['second']}: {figures} points, p {write_p_value(each['p_value'])}")
-    data = results["data"]
-    say(f"{data['num_utterances']} utterances of {data['source']}, {len(data['rejected'])} rows left out")
+    for model in results.models:
+        wers = (f"{name} {scores.wer.write()}" for name, scores in model.scores.items())
+        say(f"{model.name}: WER {', '.join(wers)}")
+    for each in results.differences:
+        if each.rate == "wer" and each.scoring == "normalized":
+            p_value = write_p_value(each.figures.p_value)
+            say(f"{each.first} minus {each.second}: {each.figures.write()} points, p {p_value}")
+    data = results.data
+    say(f"{data.num_utterances} utterances of {data.source}, {len(data.rejected)} rows left out")
     say(f"report: {options.report / 'index.html'}")
     return 0

@@ -24,7 +24,7 @@ def is_loop(reference: str, hypothesis: str) -> bool:
 
 
 def characters_per_second(text: str, seconds: float) -> float:
-    """Give how fast a text would have been spoken; people speak Spanish at 10 to 20 characters per second."""
+    """Return how fast a text would have been spoken; people speak Spanish at 10 to 20 characters per second."""
     return len(text) / seconds
 
 
@@ -38,7 +38,7 @@ def is_unlikely_speed(reference: str, hypothesis: str, seconds: float, limits: t
         reference: What was said.
         hypothesis: What was heard.
         seconds: Length of the audio.
-        limits: As `speed_limits` gives them.
+        limits: As `speed_limits` returns them.
     """
     if not hypothesis.strip() or normalize(hypothesis) == normalize(reference):
         return False
@@ -48,7 +48,7 @@ def is_unlikely_speed(reference: str, hypothesis: str, seconds: float, limits: t
 
 
 def speed_limits(speeds: Sequence[float]) -> tuple[float, float]:
-    """Give the slowest and the fastest believable speech, from the references' characters per second.
+    """Return the slowest and the fastest believable speech, from the references' characters per second.
 
     A transcript beyond them mostly does not belong to its audio: words lost or made up. Median and median
     absolute deviation of the logarithm, which the outliers themselves hardly move.

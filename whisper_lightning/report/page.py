@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from whisper_lightning.report.results import Results, as_json
 
-def write_page(results: dict[str, Any], path: Path) -> None:
+
+def write_page(results: Results, path: Path) -> None:
     """Write index.html; it names the audio files where they are and embeds everything else.
 
     Args:
-        results: What `evaluate` gives.
+        results: What the report says.
         path: Where the page goes; audio is addressed relative to it, so that both can move together.
     """
     template, style, script = (
@@ -26,10 +28,9 @@ def write_page(results: dict[str, Any], path: Path) -> None:
         for kind in ("html", "css", "js")
     )
     folder = path.parent.resolve()
-    shown = [
-        {key: value for key, value in each.items() if key != "path"} | {"url": _address(each["path"], folder)}
-        for each in results["utterances"]
-    ]
+    shown = as_json(results)
+    for each in shown["utterances"]:
+        each["url"] = _address(each.pop("path"), folder)
     # Nothing is loaded and nothing runs but this style and this script, whatever a transcript says.
     policy = (
         f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
@@ -37,17 +38,17 @@ def write_page(results: dict[str, Any], path: Path) -> None:
     )
     parts = {
         "policy": policy,
-        "title": html.escape(f"Evaluation of {results['data']['source']}"),
+        "title": html.escape(f"Evaluation of {results.data.source}"),
         "style": style,
         "script": script,
-        "results": _embed(results | {"utterances": shown}),
+        "results": _embed(shown),
     }
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
     path.write_text(page, encoding="utf-8", newline="\n")
 
 
 def _address(path: str | None, folder: Path) -> str | None:
-    """Give the URL of an audio file, relative to the page where one disk holds both."""
+    """Return the URL of an audio file, relative to the page where one disk holds both."""
     if path is None:
         return None
     try:
@@ -62,7 +63,7 @@ def _digest(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _embed(results: dict[str, Any]) -> str:
-    """Give JSON that cannot end the script element that it stands in."""
-    text = json.dumps(results, ensure_ascii=False, separators=(",", ":"))
+def _embed(shown: dict[str, Any]) -> str:
+    """Return JSON that cannot end the script element that it stands in."""
+    text = json.dumps(shown, ensure_ascii=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

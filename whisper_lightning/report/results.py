@@ -1,183 +1,224 @@
-"""Everything that a report says, as one table of JSON: the page, the tables and results.json are views of it."""
+"""Everything that a report says: results.json, the page and the tables are views of it."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from importlib.metadata import version
-from itertools import combinations, pairwise
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import pandas as pd
-from tqdm import tqdm
-
-from whisper_lightning.report.scores import Compared, Scored, confusions, score_model
-from whisper_lightning.report.transcripts import ReferenceUtterance, Transcripts
+from whisper_lightning.data.format import Rejected
+from whisper_lightning.report.scores import Confusions
+from whisper_lightning.report.transcripts import Decode
 from whisper_lightning.scoring.edits import EditCounts
-from whisper_lightning.scoring.intervals import Estimate, estimate_rate, paired_difference
-from whisper_lightning.scoring.spanish import SCORINGS, MarkCounts
-
-DURATION_EDGES_SECONDS = (0, 1, 2, 3, 4, 5, 7, 10, 15, 20, 25, 30)
-MOST_VALUES = 40
-"""Values of one column that are slices of their own; the rarer ones are one slice together."""
-RATES: dict[str, Callable[[Compared], tuple[int, int]]] = {
-    "wer": lambda text: (text.words.errors, text.words.reference_length),
-    "cer": lambda text: (text.characters.errors, text.characters.reference_length),
-    "substitutions": lambda text: (text.words.substitutions, text.words.reference_length),
-    "deletions": lambda text: (text.words.deletions, text.words.reference_length),
-    "insertions": lambda text: (text.words.insertions, text.words.reference_length),
-}
-"""Errors and length of one utterance; each rate is in percent of the reference's words, CER's of its characters."""
-FLAGS = ("empty", "loop", "speed_outlier")
+from whisper_lightning.scoring.intervals import Difference, Estimate
 
 
-def evaluate(transcripts: Transcripts) -> tuple[dict[str, Any], list[list[Scored]]]:
-    """Score every model and compare each pair.
+@dataclass(frozen=True)
+class DataSummary:
+    """The test set.
 
-    Returns:
-        What results.json holds, and for each model its scored utterances.
+    Attributes:
+        source: CSV or folder of shards.
+        num_utterances: Utterances that are scored.
+        seconds: Their length together.
+        rejected: Rows that are not scored, and why.
     """
-    pairs = zip(transcripts.models, transcripts.hypotheses, strict=True)
-    scored = [score_model(name, transcripts.utterances, hypotheses) for name, hypotheses in pairs]
-    described = zip(transcripts.models, tqdm(scored, desc="intervals"), transcripts.decodes, strict=True)
-    models = [_model(name, rows) | {"decode": asdict(decode)} for name, rows, decode in described]
-    results = {
-        "data": {
-            "source": transcripts.source,
-            "num_utterances": len(transcripts.utterances),
-            "seconds": sum(each.seconds for each in transcripts.utterances),
-            "rejected": [asdict(row) for row in transcripts.rejected],
-        },
-        "versions": {name: version(name) for name in ("whisper-lightning", "torch", "transformers", "jiwer")},
-        "scorings": [{"name": name, "meaning": (f.__doc__ or "").split("\n")[0]} for name, f in SCORINGS.items()],
-        "models": models,
-        "differences": _differences(transcripts.models, scored),
-        "slices": [
-            {"column": column, "values": [_slice(value, members, scored) for value, members in values.items()]}
-            for column, values in _slices(transcripts.utterances).items()
-        ],
-        "utterances": [_utterance(i, each, scored) for i, each in enumerate(transcripts.utterances)],
-    }
-    return results, scored
+
+    source: str
+    num_utterances: int
+    seconds: float
+    rejected: list[Rejected]
 
 
-def _estimate(rows: Sequence[Scored], scoring: str, rate: str) -> Estimate:
-    errors, lengths = zip(*(RATES[rate](row.texts[scoring]) for row in rows), strict=True)
-    return estimate_rate(errors, lengths)
+@dataclass(frozen=True)
+class Scoring:
+    """A way to compare two texts.
+
+    Attributes:
+        name: As in `SCORINGS`.
+        meaning: What counts in it, and what does not, in one line.
+    """
+
+    name: str
+    meaning: str
 
 
-def _model(name: str, rows: list[Scored]) -> dict[str, Any]:
-    ones = [1] * len(rows)
-    return {
-        "name": name,
-        "scores": {
-            scoring: {rate: _estimate(rows, scoring, rate) for rate in RATES}
-            | {"counts": _total([row.texts[scoring].words for row in rows])._asdict()}
-            for scoring in SCORINGS
-        },
-        "punctuation_f1": _f1([row.punctuation for row in rows]),
-        "capitalisation_f1": _f1([row.capitalisation for row in rows]),
-        "flags": {
-            flag: {"count": sum(getattr(row, flag) for row in rows)}
-            | {"share": estimate_rate([int(getattr(row, flag)) for row in rows], ones)}
-            for flag in FLAGS
-        },
-        "confusions": {scoring: confusions([row.texts[scoring] for row in rows]) for scoring in SCORINGS},
-    }
+@dataclass(frozen=True)
+class Scores:
+    """Errors of one model in one scoring, over the whole test set.
+
+    Attributes:
+        wer: Word error rate, in percent of the references' words.
+        cer: Character error rate, in percent of the references' characters.
+        substitutions: Substituted words, in percent of the references' words.
+        deletions: Lost words, in percent of the references' words.
+        insertions: Inserted words, in percent of the references' words.
+        counts: Word edits.
+    """
+
+    wer: Estimate
+    cer: Estimate
+    substitutions: Estimate
+    deletions: Estimate
+    insertions: Estimate
+    counts: EditCounts
 
 
-def _total(counts: Sequence[EditCounts]) -> EditCounts:
-    return EditCounts(*(sum(column) for column in zip(*counts, strict=True)))
+@dataclass(frozen=True)
+class Flagged:
+    """Transcripts of one model with one of the `Flags`.
+
+    Attributes:
+        count: How many they are.
+        share: In percent of the utterances.
+    """
+
+    count: int
+    share: Estimate
 
 
-def _f1(counts: Sequence[MarkCounts]) -> Estimate | None:
-    """Give a corpus-level F1; None where the references have no marks, or no capitals: there is nothing to find."""
-    totals = [each.expected + each.given for each in counts]
-    return estimate_rate([2 * each.found for each in counts], totals) if any(each.expected for each in counts) else None
+@dataclass(frozen=True)
+class ModelResults:
+    """What is said of one model.
+
+    Attributes:
+        name: What the report calls it.
+        scores: By scoring.
+        punctuation_f1: In percent; None where the references have no marks.
+        capitalisation_f1: In percent; None where the references have no capitals.
+        flags: By the names of `Flags`.
+        confusions: By scoring.
+        decode: How it was decoded.
+    """
+
+    name: str
+    scores: dict[str, Scores]
+    punctuation_f1: Estimate | None
+    capitalisation_f1: Estimate | None
+    flags: dict[str, Flagged]
+    confusions: dict[str, Confusions]
+    decode: Decode
 
 
-def _differences(names: Sequence[str], scored: Sequence[Sequence[Scored]]) -> list[dict[str, Any]]:
-    """Compare each pair of models, in each scoring, by WER and CER."""
-    found = []
-    for (i, first), (j, second) in combinations(enumerate(scored), 2):
-        for scoring in SCORINGS:
-            for rate in ("wer", "cer"):
-                count = RATES[rate]
-                ours, lengths = zip(*(count(row.texts[scoring]) for row in first), strict=True)
-                theirs, same = zip(*(count(row.texts[scoring]) for row in second), strict=True)
-                assert lengths == same, "not the same references"
-                pair = {"first": names[i], "second": names[j], "scoring": scoring, "rate": rate}
-                found.append(pair | paired_difference(ours, theirs, lengths)._asdict())
-    return found
+@dataclass(frozen=True)
+class ModelDifference:
+    """Two models compared by one rate in one scoring.
+
+    Attributes:
+        first: Name of a model.
+        second: Name of the model that is subtracted.
+        scoring: Name of the scoring.
+        rate: `wer` or `cer`.
+        figures: The difference, in percentage points.
+    """
+
+    first: str
+    second: str
+    scoring: str
+    rate: str
+    figures: Difference
 
 
-def _slices(utterances: Sequence[ReferenceUtterance]) -> dict[str, dict[str, list[int]]]:
-    """Group positions of utterances by duration, and by each column that has groups."""
-    edges = list(pairwise(DURATION_EDGES_SECONDS))
-    slices: dict[str, dict[str, list[int]]] = {"duration": {}}
-    for low, high in edges:
-        last = high == DURATION_EDGES_SECONDS[-1]
-        members = [i for i, each in enumerate(utterances) if low <= each.seconds and (each.seconds < high or last)]
-        if members:
-            slices["duration"][f"{low}\u2013{high} s"] = members
-    for column in dict.fromkeys(name for each in utterances for name in each.columns):
-        values = [each.columns.get(column, "").strip() for each in utterances]
-        common = Counter(values).most_common()
-        # A column of one value has nothing to compare, one of names of files or sentences no groups.
-        if len(common) == 1 or 2 * len(common) > len(values):
-            continue
-        kept = {value for value, _ in common[:MOST_VALUES]}
-        groups: dict[str, list[int]] = {value or "(empty)": [] for value, _ in common[:MOST_VALUES]}
-        for i, value in enumerate(values):
-            name = (value or "(empty)") if value in kept else f"({len(common) - MOST_VALUES} others)"
-            groups.setdefault(name, []).append(i)
-        slices[column if column not in slices else f"{column} (CSV)"] = groups
-    return slices
+@dataclass(frozen=True)
+class Slice:
+    """The utterances with one value in a column.
+
+    Attributes:
+        value: The value, or what stands for several.
+        utterances: Their positions.
+        wer: By scoring, of each model, in percent.
+    """
+
+    value: str
+    utterances: list[int]
+    wer: dict[str, list[Estimate]]
 
 
-def _slice(value: str, members: list[int], scored: Sequence[Sequence[Scored]]) -> dict[str, Any]:
-    rows = [[each[i] for i in members] for each in scored]
-    wer = {scoring: [_estimate(each, scoring, "wer") for each in rows] for scoring in SCORINGS}
-    return {"value": value, "utterances": members, "wer": wer}
+@dataclass(frozen=True)
+class SlicedColumn:
+    """A column of the CSV, or the duration, whose values group the utterances.
+
+    Attributes:
+        column: Its name.
+        values: A slice for each value; every utterance is in one of them.
+    """
+
+    column: str
+    values: list[Slice]
 
 
-def _utterance(i: int, utterance: ReferenceUtterance, scored: Sequence[Sequence[Scored]]) -> dict[str, Any]:
-    rows = [each[i] for each in scored]
-    return {
-        "row": utterance.row,
-        "audio": utterance.audio,
-        "path": None if utterance.path is None else str(utterance.path),
-        "seconds": round(utterance.seconds, 3),
-        "columns": utterance.columns,
-        "references": [rows[0].texts[scoring].reference for scoring in SCORINGS],
-        "models": [
-            {
-                "hypotheses": [row.texts[scoring].hypothesis for scoring in SCORINGS],
-                "alignments": [row.texts[scoring].alignment for scoring in SCORINGS],
-                "characters_per_second": round(row.speed, 2),
-                "flags": [flag for flag in FLAGS if getattr(row, flag)],
-            }
-            for row in rows
-        ],
-    }
+@dataclass(frozen=True)
+class TranscriptResults:
+    """What one model made of one utterance.
+
+    Attributes:
+        hypotheses: Words that are compared, in each scoring.
+        alignments: In each scoring, as `align_words` returns it.
+        characters_per_second: How fast the transcript would have been spoken.
+        flags: Names of its `Flags`.
+    """
+
+    hypotheses: list[str]
+    alignments: list[str]
+    characters_per_second: float
+    flags: list[str]
 
 
-def write_table(transcripts: Transcripts, scored: Sequence[Sequence[Scored]], path: Path) -> None:
-    """Write results.csv: a row for each utterance of each model; the CSV's own columns begin with `csv.`."""
-    records = []
-    for name, hypotheses, rows in zip(transcripts.models, transcripts.hypotheses, scored, strict=True):
-        for utterance, hypothesis, row in zip(transcripts.utterances, hypotheses, rows, strict=True):
-            record: dict[str, Any] = {"model": name, "row": utterance.row, "audio": utterance.audio}
-            record |= {"seconds": utterance.seconds, "reference": utterance.reference, "hypothesis": hypothesis}
-            for scoring, text in row.texts.items():
-                counts = {"words": text.words.reference_length, "errors": text.words.errors}
-                counts |= {key: value for key, value in text.words._asdict().items() if key != "hits"}
-                counts |= {"characters": text.characters.reference_length, "character_errors": text.characters.errors}
-                record |= {f"{scoring}.{key}": value for key, value in counts.items()}
-            for kind in ("punctuation", "capitalisation"):
-                record |= {f"{kind}.{key}": value for key, value in getattr(row, kind)._asdict().items()}
-            record |= {"characters_per_second": row.speed} | {flag: getattr(row, flag) for flag in FLAGS}
-            records.append(record | {f"csv.{key}": value for key, value in utterance.columns.items()})
-    pd.DataFrame(records).to_csv(path, index=False, encoding="utf-8")
+@dataclass(frozen=True)
+class UtteranceResults:
+    """One utterance and what each model made of it.
+
+    Attributes:
+        row: Row in a spreadsheet.
+        audio: Audio path as the CSV has it.
+        path: Where that is on this machine; None where only shards are known.
+        seconds: Its length.
+        columns: Further columns of the CSV.
+        references: Words that are compared, in each scoring.
+        models: Of each model its transcript.
+    """
+
+    row: int
+    audio: str
+    path: str | None
+    seconds: float
+    columns: dict[str, str]
+    references: list[str]
+    models: list[TranscriptResults]
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a report says.
+
+    Attributes:
+        data: The test set.
+        versions: Of the packages that the figures depend on, by name.
+        scorings: From the strictest on; lists of one entry for each scoring are in this order.
+        models: In the order of the command line; lists of one entry for each model are in this order.
+        differences: Of each pair of models, in each scoring, in WER and CER.
+        slices: By duration, and by each column that has groups.
+        utterances: In the order of the CSV.
+    """
+
+    data: DataSummary
+    versions: dict[str, str]
+    scorings: list[Scoring]
+    models: list[ModelResults]
+    differences: list[ModelDifference]
+    slices: list[SlicedColumn]
+    utterances: list[UtteranceResults]
+
+
+def as_json(results: Results) -> dict[str, Any]:
+    """Return what results.json and the page hold: everything by its name, but estimates and confusions as lists."""
+    return asdict(results, dict_factory=_by_name)
+
+
+def _by_name(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    named: dict[str, Any] = {}
+    for name, value in fields:
+        if isinstance(value, Difference):  # its figures stand beside what is compared
+            named |= value._asdict()
+        else:
+            named[name] = value._asdict() if isinstance(value, EditCounts) else value
+    return named

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from html import escape
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from whisper_lightning.report.results import ModelDifference, ModelResults, Results, Scores
 from whisper_lightning.scoring.intervals import MIN_UTTERANCES, Estimate
 
 NO_INTERVAL = f"no interval where there are fewer than {MIN_UTTERANCES} utterances, or all are alike"
@@ -22,62 +23,62 @@ LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
 
 
 class Table(NamedTuple):
-    """A table of texts; the first column names the row."""
+    """A table of texts.
+
+    Attributes:
+        caption: What it shows, and in which unit.
+        header: Names of the columns.
+        rows: As long as the header each; the first column names the row.
+    """
 
     caption: str
     header: list[str]
     rows: list[list[str]]
 
 
-def _decode(models: list[dict[str, Any]]) -> str:
-    beams = sorted({model["decode"]["num_beams"] for model in models})
+def _decode(models: Sequence[ModelResults]) -> str:
+    beams = sorted({model.decode.num_beams for model in models})
     return "greedy" if beams == [1] else f"{' or '.join(map(str, beams))} beams"
 
 
-def make_tables(results: dict[str, Any]) -> list[Table]:
+def make_tables(results: Results) -> list[Table]:
     """Lay out the figures: error rates, other figures, differences, slices."""
-    data, models = results["data"], results["models"]
-    about = f"{data['source']}, {data['num_utterances']:,} utterances, decoded at full context, {_decode(models)}"
+    data, models = results.data, results.models
+    about = f"{data.source}, {data.num_utterances:,} utterances, decoded at full context, {_decode(models)}"
     about = f"{about}; {NO_INTERVAL}"
-    scorings = [scoring["name"] for scoring in results["scorings"]]
-    rates = ["wer", "cer", "substitutions", "deletions", "insertions"]
     tables = [
         Table(
             f"Errors in % with 95 % intervals over utterances ({about})",
             ["Model", "Scoring", "WER", "CER", "Substitutions", "Deletions", "Insertions"],
-            [
-                [model["name"], _words(scoring), *(_estimate(model["scores"][scoring][rate]) for rate in rates)]
-                for model in models
-                for scoring in scorings
-            ],
+            [[model.name, _words(name), *_rates(each)] for model in models for name, each in model.scores.items()],
         ),
         Table(
             "Punctuation and capitals (F1 in %; \u2013 where the references have none), shares of odd transcripts in "
             f"%, with 95 % intervals; {NO_INTERVAL}",
             ["Model", "Punctuation F1", "Capitals F1", "Empty", "Loops", "Unlikely speed"],
             [
-                [model["name"], _estimate(model["punctuation_f1"]), _estimate(model["capitalisation_f1"])]
-                + [_estimate(model["flags"][flag]["share"]) for flag in ("empty", "loop", "speed_outlier")]
+                [model.name, _estimate(model.punctuation_f1), _estimate(model.capitalisation_f1)]
+                + [_estimate(model.flags[flag].share) for flag in ("empty", "loop", "speed_outlier")]
                 for model in models
             ],
         ),
     ]
-    if results["differences"]:
+    if results.differences:
         tables.append(
             Table(
                 "Paired differences in WER (percentage points, paired bootstrap over utterances)",
                 ["Models", "Scoring", "Difference", "95 % interval", "p"],
-                [_difference(each) for each in results["differences"] if each["rate"] == "wer"],
+                [_difference(each) for each in results.differences if each.rate == "wer"],
             )
         )
     chosen = "normalized"
-    for each in results["slices"]:
+    for sliced in results.slices:
         rows = [
-            [value["value"], f"{len(value['utterances']):,}", *(_estimate(wer) for wer in value["wer"][chosen])]
-            for value in each["values"]
+            [each.value, f"{len(each.utterances):,}", *(_estimate(wer) for wer in each.wer[chosen])]
+            for each in sliced.values
         ]
-        header = [_words(each["column"]), "Utterances", *(model["name"] for model in models)]
-        tables.append(Table(f"WER in % by {_words(each['column'])} ({chosen}; {NO_INTERVAL})", header, rows))
+        header = [_words(sliced.column), "Utterances", *(model.name for model in models)]
+        tables.append(Table(f"WER in % by {_words(sliced.column)} ({chosen}; {NO_INTERVAL})", header, rows))
     return tables
 
 
@@ -144,7 +145,13 @@ def _estimate(estimate: Estimate | None) -> str:
     return "\u2013" if estimate is None else estimate.write()
 
 
-def _difference(each: dict[str, Any]) -> list[str]:
-    interval = "\u2013" if each["low"] is None else f"[{_signed(each['low'])}, {_signed(each['high'])}]"
-    names = f"{each['first']} \u2212 {each['second']}"
-    return [names, _words(each["scoring"]), _signed(each["value"]), interval, write_p_value(each["p_value"])]
+def _rates(scores: Scores) -> list[str]:
+    rates = (scores.wer, scores.cer, scores.substitutions, scores.deletions, scores.insertions)
+    return [_estimate(rate) for rate in rates]
+
+
+def _difference(each: ModelDifference) -> list[str]:
+    value, low, high, p_value = each.figures
+    interval = "\u2013" if low is None or high is None else f"[{_signed(low)}, {_signed(high)}]"
+    names = f"{each.first} \u2212 {each.second}"
+    return [names, _words(each.scoring), _signed(value), interval, write_p_value(p_value)]

@@ -77,7 +77,15 @@ class Transcripts:
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Where the test set is and how it is read; the words of `SpeechDataModule`."""
+    """Where the test set is and how it is read; the words of `SpeechDataModule`.
+
+    Attributes:
+        source: CSV or folder of shards.
+        audio_root: Folder that audio paths are relative to.
+        columns: Names of the columns with audio and sentence.
+        batch_size: Utterances that are decoded together.
+        num_workers: Processes that read audio; 0 reads in this one.
+    """
 
     source: str
     audio_root: str | None = None
@@ -146,7 +154,7 @@ class _Collect(Callback):
 
 
 def _decode(module: WhisperModule, data: DataOptions, folder: Path) -> tuple[dict[int, str], Split]:
-    """Give the transcript of each row that the model takes, and the split."""
+    """Return the transcript of each row that the model takes, and the split."""
     speech = SpeechDataModule(
         val=data.source,
         test=data.source,

@@ -95,7 +95,7 @@ def _cardinal(digits: str) -> str:
     try:
         from num2words import num2words
     except ImportError:
-        raise UserError("numbers are written out with num2words: pip install -e '.[report]'") from None
+        raise UserError("numbers are written out with num2words: pip install 'whisper-lightning[report]'") from None
     if len(digits) > MAX_DIGITS:
         return " ".join(str(num2words(int(digit), lang="es")) for digit in digits)
     zeros = len(digits) - len(digits.lstrip("0")) if digits.strip("0") else len(digits) - 1

@@ -17,7 +17,7 @@ RATES = {"wer": "words", "wer_normalized": "normalized_words", "cer": "character
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredUtterance:
     """One utterance with its transcripts and errors."""
 
     key: str
@@ -29,9 +29,9 @@ class Scored:
     characters: EditCounts
 
 
-def score(key: str, audio: str, reference: str, hypothesis: str) -> Scored:
+def score(key: str, audio: str, reference: str, hypothesis: str) -> ScoredUtterance:
     """Count the edits of one utterance: raw words, normalized words, characters."""
-    return Scored(
+    return ScoredUtterance(
         key,
         audio,
         reference,
@@ -42,7 +42,7 @@ def score(key: str, audio: str, reference: str, hypothesis: str) -> Scored:
     )
 
 
-def write_transcripts(rows: Sequence[Scored], path: Path) -> None:
+def write_transcripts(rows: Sequence[ScoredUtterance], path: Path) -> None:
     """Write a table of transcripts, whole or not at all: a continued run takes `before.csv` for complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     records = []
@@ -65,12 +65,12 @@ def read_transcripts(path: Path) -> pd.DataFrame:
 
 
 def measure(table: pd.DataFrame, rate: str) -> Estimate:
-    """Give one of `RATES` over a table of transcripts."""
+    """Return one of `RATES` over a table of transcripts."""
     return estimate_rate(*_errors_and_lengths(table, rate))
 
 
 def measure_difference(first: pd.DataFrame, second: pd.DataFrame, rate: str) -> Difference | None:
-    """Give the first table's rate minus the second's; None where they are not of the same utterances."""
+    """Return the first table's rate minus the second's; None where they are not of the same utterances."""
     first, second = (table.sort_values("key", ignore_index=True) for table in (first, second))
     if not first[["key", "reference"]].equals(second[["key", "reference"]]):
         return None
@@ -79,7 +79,7 @@ def measure_difference(first: pd.DataFrame, second: pd.DataFrame, rate: str) -> 
 
 
 def _errors_and_lengths(table: pd.DataFrame, rate: str) -> tuple[list[int], list[int]]:
-    """Give errors and reference length of each utterance."""
+    """Return errors and reference length of each utterance."""
     kinds = ("hits", "substitutions", "deletions", "insertions")
     hits, substitutions, deletions, insertions = (table[f"{RATES[rate]}_{kind}"] for kind in kinds)
     return (substitutions + deletions + insertions).tolist(), (hits + substitutions + deletions).tolist()
