@@ -30,7 +30,8 @@ from whisper_lightning.data.manifest import read_manifest
 from whisper_lightning.scoring.intervals import paired_difference
 from whisper_lightning.scoring.normalize import normalize
 from whisper_lightning.terminal import read_command_line
-from whisper_lightning.transcription.recordings import CPU_COMPUTE_TYPE, Recognizer, open_recognizer, transcribe
+from whisper_lightning.transcription.recognizer import CPU_COMPUTE_TYPE, Recognizer, open_recognizer
+from whisper_lightning.transcription.recordings import transcribe
 from whisper_lightning.transcription.subtitles import CueLimits, Transcript, Word, cut_cues
 
 KINDS = ("pauses", "nothing", "pauses, noise and music")

@@ -13,15 +13,18 @@ import yaml
 
 import whisper_lightning
 from tests.conftest import MODEL, read_rows
-from whisper_lightning import SpeechDataModule, Trainer, WhisperModule, load
 from whisper_lightning.audio.decoders import AudioError
 from whisper_lightning.audio.read import load_audio
 from whisper_lightning.callbacks.wer import EvaluateWER
+from whisper_lightning.data.datamodule import SpeechDataModule
 from whisper_lightning.errors import UserError
-from whisper_lightning.trainer import DEFAULTS
+from whisper_lightning.model.load import load
+from whisper_lightning.model.module import WhisperModule
+from whisper_lightning.trainer import DEFAULTS, Trainer
 
 ROOT = Path(__file__).parent.parent
-QUICK: dict[str, Any] = {"accelerator": "cpu", "val_check_interval": 2, "log_every_n_steps": 1, "enable_progress_bar": False}
+QUICK: dict[str, Any] = {"accelerator": "cpu", "val_check_interval": 2, "log_every_n_steps": 1}
+QUICK |= {"enable_progress_bar": False}
 
 
 def module() -> WhisperModule:

@@ -14,13 +14,14 @@ MAY_IMPORT = {
     "addresses": set[str](),
     "errors": {"addresses"},
     **{room: {"errors"} for room in ("files", "batch", "text", "run", "stop")},
-    **{room: {"addresses", "errors"} for room in ("terminal", "loggers")},
+    "terminal": {"addresses", "errors"},
+    "loggers": {"addresses", "errors", "files"},
     "hub": {"errors", "audio"},
     # two rooms that anything may use
     "audio": {"addresses", "errors"},
     "scoring": {"errors", "files"},
     # the way of the data
-    "data": {"addresses", "errors", "files", "hub", "audio", "text", "batch", "data"},
+    "data": {"addresses", "errors", "files", "audio", "text", "batch", "data"},
     "model": {"errors", "files", "hub", "audio", "text", "batch", "model"},
     "callbacks": {*GROUND, "audio", "scoring", "model", "callbacks"},
     # what is made of a model

@@ -21,14 +21,14 @@ from whisper_lightning.cli import main as run_cli
 from whisper_lightning.data.format import Utterance
 from whisper_lightning.data.loader import collate
 from whisper_lightning.export import ct2
-from whisper_lightning.export.check import FORMATS
+from whisper_lightning.export.formats import FORMATS
 from whisper_lightning.model.decode import decode
 from whisper_lightning.model.load import load
 from whisper_lightning.model.module import WhisperModule
 from whisper_lightning.model.tail import Encoded
 from whisper_lightning.scoring.edits import EditCounts, word_edits
 from whisper_lightning.scoring.normalize import normalize
-from whisper_lightning.transcription.recordings import open_recognizer
+from whisper_lightning.transcription.recognizer import open_recognizer
 from whisper_lightning.transcription.subtitles import Word
 
 pytestmark = pytest.mark.real
@@ -102,7 +102,7 @@ def test_all_clients_hear_it(
 ) -> None:
     out, source = tmp_path / "out", request.getfixturevalue(which)
     assert export([str(source), str(out), "--formats", ",".join(FORMATS), *few, "--num_clips", "1"]) == 0
-    assert {path.name for path in out.iterdir()} == set(FORMATS.values())
+    assert {path.name for path in out.iterdir()} == {each.file for each in FORMATS.values()}
     saved, published = (GenerationConfig.from_pretrained(path).to_dict() for path in (out / "hf", real_model))
     for name in ("lang_to_id", "task_to_id", "is_multilingual", "no_timestamps_token_id", "decoder_start_token_id"):
         assert saved[name] == published[name], name

@@ -18,7 +18,9 @@ from faster_whisper.transcribe import Segment, Word
 from tests import command
 from tests.conftest import MODEL, QUICKSTART, one_error, read_rows
 from tests.multilingual import write_model
-from whisper_lightning.transcription.recordings import _by_window, _in_batches, _judged, open_recognizer, stems
+from whisper_lightning.transcription.hearing import _by_window, _in_batches, _judged
+from whisper_lightning.transcription.recognizer import open_recognizer
+from whisper_lightning.transcription.recordings import stems
 from whisper_lightning.transcription.speech import Speech
 
 RATE = 16_000

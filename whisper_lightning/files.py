@@ -1,4 +1,4 @@
-"""Checkpoint files: whole after a kill or a power cut at any moment, and known to be whole before they are used.
+"""Files that are there as a whole or not at all, and checkpoints, which are known to be whole before they are used.
 
 A checkpoint is a ZIP archive, as `torch.save` writes it. Its checksum stands in the archive's comment, the place that
 the format has for remarks, so that it can neither be lost nor belong to another file; `torch.load` does not mind it.
@@ -11,6 +11,9 @@ import logging
 import os
 import pickle
 import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
@@ -24,6 +27,41 @@ COMMENT = re.compile(rb"\x47\x00sha256:([0-9a-f]{64})")
 """What ends a checkpoint: the comment's length (71) and the comment. `torch.save` writes the length 0."""
 COMMENT_BYTES = 73
 BLOCK_BYTES = 1 << 20
+
+
+@contextmanager
+def replacing(path: Path, writer: str = "") -> Iterator[Path]:
+    """Give a place beside `path` for a file or folder that takes its place when the block has ended without an error.
+
+    A kill at any moment leaves what was at `path`, or what is new, whole; of a folder the old one may be left, between
+    two renamings, at `NAME.old`.
+
+    Args:
+        path: What is to be written.
+        writer: Tells several processes apart that may write it at once.
+    """
+    fresh = path.with_name(".".join(filter(None, (path.name, writer, "new"))))
+    remove(fresh)  # a kill's
+    try:
+        yield fresh
+        if path.is_dir():
+            old = path.with_name(f"{path.name}.old")
+            remove(old)
+            path.rename(old)
+            fresh.rename(path)
+            remove(old)
+        else:
+            fresh.replace(path)
+    finally:
+        remove(fresh)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 class _HashedFile:
@@ -51,9 +89,8 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     Raises:
         OSError: The disk is full, say; the old file is untouched. torch may raise its own errors for it.
     """
-    fresh = path.with_name(path.name + ".new")
     path.parent.mkdir(exist_ok=True)  # no parents: a run's folder that is gone shall not come back without its run
-    try:
+    with replacing(path) as fresh:
         with fresh.open("wb") as file:
             hashed = _HashedFile(file)
             torch.save(checkpoint, cast("IO[bytes]", hashed))
@@ -64,10 +101,6 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
             os.fsync(file.fileno())
         if path.exists():
             path.replace(previous_checkpoint(path))
-        fresh.replace(path)
-    except BaseException:
-        fresh.unlink(missing_ok=True)
-        raise
     sync(path.parent)
 
 

@@ -20,6 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from whisper_lightning.addresses import without_keys
 from whisper_lightning.errors import UserError
+from whisper_lightning.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -129,12 +130,10 @@ class MetricsCSV(Logger):
     def _write(self, rows: list[dict[str, str]]) -> None:
         """Write the file anew, whole or not at all."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = self._path.with_name(self._path.name + ".new")
-        with fresh.open("w", encoding="utf-8", newline="") as file:
+        with replacing(self._path) as fresh, fresh.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, self._columns)
             writer.writeheader()
             writer.writerows(rows)
-        fresh.replace(self._path)
 
 
 class RunOnWandb(WandbLogger):

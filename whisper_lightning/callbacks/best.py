@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from whisper_lightning.files import sync
+from whisper_lightning.files import remove, replacing, sync
 
 
 class KeepBest(Callback):
@@ -41,7 +40,7 @@ class KeepBest(Callback):
             if old.is_dir() and not folder.is_dir():
                 old.rename(folder)
             for leftover in (old, folder.with_name("best.new")):
-                shutil.rmtree(leftover, ignore_errors=True)
+                remove(leftover)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the folder anew when this validation is the best."""
@@ -57,13 +56,8 @@ class KeepBest(Callback):
         weights = trainer.strategy.lightning_module_state_dict()  # on every rank: it may have to be gathered
         if trainer.is_global_zero:
             folder = Path(trainer.default_root_dir) / "best"
-            fresh, old = folder.with_name("best.new"), folder.with_name("best.old")
-            shutil.rmtree(fresh, ignore_errors=True)
-            pl_module.save_pretrained(fresh, weights)  # type: ignore[operator]
-            for path in fresh.iterdir():
-                sync(path)
-            if folder.is_dir():
-                folder.rename(old)
-            fresh.rename(folder)
+            with replacing(folder) as fresh:
+                pl_module.save_pretrained(fresh, weights)  # type: ignore[operator]
+                for path in fresh.iterdir():
+                    sync(path)
             sync(folder.parent)
-            shutil.rmtree(old, ignore_errors=True)

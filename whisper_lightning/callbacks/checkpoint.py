@@ -1,8 +1,7 @@
 """What makes a continued run the run that was never interrupted, to the last bit.
 
 `last.ckpt` is written only between two optimizer steps or in a validation, in the one form from which Lightning 2.6
-goes on exactly; every batch is seeded; what cannot be continued is refused. The only file that touches Lightning's
-private attributes.
+goes on exactly; every batch is seeded; what cannot be continued is refused.
 """
 
 from __future__ import annotations
@@ -18,6 +17,13 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from whisper_lightning.callbacks.lightning_internals import (
+    current_epoch,
+    dump_checkpoint,
+    is_accumulating,
+    is_validation_due,
+    let_processes_end,
+)
 from whisper_lightning.callbacks.signals import StopRequest
 from whisper_lightning.errors import Interrupted, UserError
 from whisper_lightning.files import read_checkpoint, write_checkpoint
@@ -84,8 +90,8 @@ class ExactResume(Checkpoint):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Seed dropout, SpecAugment and whatever else draws in a step."""
-        epoch = trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
-        position = (trainer.datamodule.seed, epoch, batch_idx, trainer.global_rank)  # type: ignore[attr-defined]
+        seed = trainer.datamodule.seed  # type: ignore[attr-defined]
+        position = (seed, current_epoch(trainer), batch_idx, trainer.global_rank)
         seed = int.from_bytes(hashlib.sha256(repr(position).encode()).digest()[:8], "little") >> 1
         torch.manual_seed(seed)
         np.random.seed(seed % 2**32)
@@ -93,12 +99,10 @@ class ExactResume(Checkpoint):
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """At an optimizer step, save when it is time, unless a validation is due now, which saves when it has ended."""
-        loop = trainer.fit_loop.epoch_loop
-        if loop._should_accumulate():
+        if is_accumulating(trainer):
             return
         self._exit_code = self._stop.agreed()
-        assert trainer.fit_loop._data_fetcher is not None
-        if loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
+        if is_validation_due(trainer):
             return
         step = trainer.global_step
         if self._exit_code or step % self.every_n_steps == 0 or step == trainer.max_steps:
@@ -116,8 +120,7 @@ class ExactResume(Checkpoint):
         if trainer.sanity_checking:
             self.leave_before_the_first_step()
         self._exit_code = self._exit_code or self._stop.agreed()
-        accumulating = trainer.fit_loop.epoch_loop._should_accumulate()
-        if self._exit_code and trainer.global_step < trainer.max_steps and not accumulating:
+        if self._exit_code and trainer.global_step < trainer.max_steps and not is_accumulating(trainer):
             self._save(trainer, validating=True)
             self._leave(trainer)
 
@@ -129,7 +132,7 @@ class ExactResume(Checkpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save with the validation's results, unless it was in the middle of an accumulation."""
         fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
-        if fitting and not trainer.fit_loop.epoch_loop._should_accumulate():
+        if fitting and not is_accumulating(trainer):
             self._save(trainer)
             self._leave(trainer)
 
@@ -159,8 +162,7 @@ class ExactResume(Checkpoint):
         """Raise `Interrupted` on every rank if the ranks have agreed to stop."""
         if not self._exit_code:
             return
-        # Lightning watches the processes it started, and would kill this one when another ends with a code.
-        getattr(trainer.strategy.launcher, "procs", []).clear()
+        let_processes_end(trainer)
         raise Interrupted(
             f"stopped at step {trainer.global_step}; continue with --ckpt_path last "
             f"(--trainer.default_root_dir {trainer.default_root_dir})",
@@ -171,8 +173,7 @@ class ExactResume(Checkpoint):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         trainer.lightning_module.check_losses()  # type: ignore[operator]
-        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-        _settle_progress(checkpoint["loops"]["fit_loop"], validating)
+        checkpoint = dump_checkpoint(trainer, validating=validating)
         if trainer.is_global_zero:
             folder = Path(trainer.default_root_dir)
             check_folder(folder)
@@ -183,30 +184,6 @@ class ExactResume(Checkpoint):
 def last_checkpoint(folder: Path) -> Path:
     """Give the path of the `last.ckpt` of the run in a folder."""
     return folder / "checkpoints" / "last.ckpt"
-
-
-def _settle_progress(fit_loop: dict[str, Any], validating: bool) -> None:
-    """Bring the saved counters into the form from which Lightning goes on exactly.
-
-    A run that was itself continued carries counters that never agree again (epochs begun, batches of a validation
-    that was cut); Lightning reads from such differences where a run was interrupted, so each checkpoint is cleaned.
-
-    Args:
-        fit_loop: The fit loop's state, changed in place.
-        validating: The checkpoint is taken in a validation, which is to run again from its first batch.
-    """
-    epoch = fit_loop["epoch_progress"]["current"]["processed"]
-    for counts in fit_loop["epoch_progress"].values():
-        counts |= {"ready": epoch + 1, "started": epoch + 1, "processed": epoch, "completed": epoch}
-    progress = fit_loop["epoch_loop.val_loop.batch_progress"]
-    done = progress["total"]["completed"] - (progress["current"]["completed"] if validating else 0)
-    progress["total"] = dict.fromkeys(("ready", "started", "processed", "completed"), done)
-    progress["current"] = dict.fromkeys(("ready", "started", "processed", "completed"), 0)
-    progress["is_last_batch"] = not validating
-    if validating:  # Lightning's sign for a validation that was cut: its batch was started, not processed
-        for counts in (progress["total"], progress["current"]):
-            counts["ready"] += 1
-            counts["started"] += 1
 
 
 def describe_run(trainer: Trainer) -> dict[str, Any]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from whisper_lightning.callbacks.lightning_internals import set_length, validate_last_step
 from whisper_lightning.errors import UserError
 
 
@@ -39,8 +39,8 @@ class RunLength(Callback):
             if loop.max_steps != -1:
                 num_steps = min(num_steps, loop.max_steps)
             check_warmup(pl_module.warmup_steps, num_steps, f"of {steps_per_epoch} in an epoch")  # type: ignore[arg-type]
-            loop.max_epochs, loop.epoch_loop.max_steps = -1, num_steps
-        _validate_the_last_step(trainer)
+            set_length(trainer, num_steps)
+        validate_last_step(trainer)
 
 
 def check_warmup(warmup_steps: int, num_steps: int, source: str) -> None:
@@ -66,14 +66,3 @@ def _num_batches(trainer: Trainer) -> int:
     number = len(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
     limit = trainer.limit_train_batches
     return min(number, limit) if isinstance(limit, int) else int(number * limit)
-
-
-def _validate_the_last_step(trainer: Trainer) -> None:
-    """Let Lightning think that a validation is due at the last step: so it is saved and continued as any other."""
-    loop = trainer.fit_loop.epoch_loop
-    is_due = loop._should_check_val_fx
-
-    def is_due_or_last(data_fetcher: Any) -> bool:
-        return is_due(data_fetcher) or trainer.global_step >= loop.max_steps
-
-    loop._should_check_val_fx = is_due_or_last  # type: ignore[method-assign]

@@ -16,7 +16,8 @@ from whisper_lightning.data.generations import open_folder
 from whisper_lightning.data.manifest import read_manifest
 from whisper_lightning.errors import UserError, is_full_disk
 from whisper_lightning.export.card import Run, find_base, find_license, model_card, read_run
-from whisper_lightning.export.check import FORMATS, INT8_POINTS, Check, Clip, check_request, export
+from whisper_lightning.export.check import INT8_POINTS, Check, Clip, export
+from whisper_lightning.export.formats import FORMATS, Rounding, check_request
 from whisper_lightning.export.push import check_repository, list_files, push
 from whisper_lightning.model.load import load
 from whisper_lightning.terminal import CommandLine, read_command_line, say
@@ -53,9 +54,7 @@ def run(args: list[str]) -> int:
                 raise UserError(f"--push_to_hub sends hf, which is not among --formats {options.formats}")
         trained = read_run(options.model)
         clips = read_clips(_test_data(options.data, trained), options.num_clips, module.full_frames / 100)
-        checks = export(
-            module, options.out, formats, clips, precision=options.precision, quantization=options.quantization
-        )
+        checks = export(module, options.out, formats, clips, Rounding(options.precision, options.quantization))
         if "hf" in formats:
             name = options.name or Path(options.model).resolve().name
             base = options.base_model or find_base(options.model, trained)
@@ -63,10 +62,12 @@ def run(args: list[str]) -> int:
             if known is None:
                 say("the model card says: licence unknown; give --license, and --base_model if it is on the hub")
             card = model_card(name, module, base, trained, *_training_data(trained), known)
-            (options.out / FORMATS["hf"] / "README.md").write_text(card, encoding="utf-8", newline="\n")
+            (options.out / FORMATS["hf"].file / "README.md").write_text(card, encoding="utf-8", newline="\n")
         status = report(checks)
         if status == 0 and options.push_to_hub is not None:
-            _push(options.out / FORMATS["hf"], options.push_to_hub, private=options.private, dry_run=options.dry_run)
+            _push(
+                options.out / FORMATS["hf"].file, options.push_to_hub, private=options.private, dry_run=options.dry_run
+            )
     except UserError:
         raise
     except Exception as error:

@@ -19,7 +19,9 @@ from tqdm import tqdm
 from whisper_lightning.audio.decoders import AudioError
 from whisper_lightning.errors import UserError
 from whisper_lightning.terminal import CommandLine, read_command_line, say, show
-from whisper_lightning.transcription.recordings import BEAM_SIZE, find_audio, open_recognizer, stems, transcribe
+from whisper_lightning.transcription.hearing import BEAM_SIZE
+from whisper_lightning.transcription.recognizer import open_recognizer
+from whisper_lightning.transcription.recordings import find_audio, stems, transcribe
 from whisper_lightning.transcription.subtitles import FORMATS, CueLimits, Transcript, write_transcript
 
 
@@ -57,7 +59,7 @@ def run(args: list[str]) -> int:
 
 def _transcribe(options: argparse.Namespace, heard: dict[str, Any], scratch: Path) -> int:
     if importlib.util.find_spec("faster_whisper") is None:
-        raise UserError("the package faster_whisper is not installed; pip install -e '.[export]'")
+        raise UserError("the package faster_whisper is not installed; pip install 'whisper-lightning[export]'")
     formats = list(dict.fromkeys(options.format.split(",")))
     unknown = [name for name in formats if name not in FORMATS]
     if unknown:

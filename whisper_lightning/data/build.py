@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -21,26 +20,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import torch
 from filelock import FileLock
 from tqdm import tqdm
 
-from whisper_lightning.audio.constants import SAMPLE_RATE_HZ
-from whisper_lightning.data.format import FORMAT_VERSION, RECORD, FileInfo
+from whisper_lightning.data.format import FORMAT_VERSION
 from whisper_lightning.data.manifest import READING, Row, read_manifest
 from whisper_lightning.data.shards import ShardIndex
 from whisper_lightning.data.workers import starting_workers
-from whisper_lightning.data.write import (
-    Task,
-    build_shard,
-    fresh_name,
-    has_other_audio,
-    load_record,
-    start_worker,
-    write_json,
-)
+from whisper_lightning.data.write import Task, build_shard, has_other_audio, load_record, start_worker, write_index
 from whisper_lightning.errors import Interrupted, UserError, is_full_disk
 
 ROWS_PER_SHARD = 500
@@ -166,7 +154,8 @@ def fill(folder: Path, recipe: Recipe, num_workers: int | None = None, earlier: 
             bar.update(min(rows_per_shard, num_rows - number * rows_per_shard))
     if Recipe(recipe.source, recipe.audio_root, recipe.columns, rows_per_shard).fingerprint != recipe.fingerprint:
         raise UserError(f"{recipe.source}: has changed while shards were built of it; start again")
-    _write_index(folder, num_shards, num_rows, recipe)
+    description = {"fingerprint": recipe.fingerprint, "options": recipe.options, "num_rows": num_rows}
+    write_index(folder, num_shards, description)
 
 
 def open_current(folder: Path, fingerprint: str) -> ShardIndex | None:
@@ -261,57 +250,3 @@ def _killed(recipe: Recipe, rows: set[int]) -> str:
         f"{recipe.source}: a process that built shards was killed (out of memory?){audio and f' at {audio}'}; "
         "finished shards are kept: start again, or take that row out if it ends there again"
     )
-
-
-def _file_info(path: Path) -> FileInfo:
-    with path.open("rb") as file:
-        return {
-            "name": path.name,
-            "bytes": path.stat().st_size,
-            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-        }
-
-
-def _write_index(folder: Path, num_shards: int, num_rows: int, recipe: Recipe) -> None:
-    """Join the records into index.npy, rejected.csv and, last, index.json."""
-    shards, tables, with_rejected, marks = [], [], [], set[str]()
-    rejected: list[dict[str, Any]] = []
-    for number in range(num_shards):
-        record = load_record(folder, number, recipe.fingerprint)
-        if record is None:
-            raise UserError(f"{folder}: shard {number} or an audio file of it has changed meanwhile; start again")
-        tables.append(np.array([tuple(entry) for entry in record["table"]], dtype=RECORD))
-        name = f"{number:06d}.tar"
-        shards.append({"name": name, "bytes": record["bytes"], "sha256": record["sha256"]})
-        rejected += record["rejected"]
-        marks.update(record["marks"])
-        if record["rejected"]:
-            with_rejected.append(number)
-    table = np.concatenate(tables)
-    fresh = fresh_name(folder / "index.npy")
-    with fresh.open("wb") as file:
-        np.save(file, table)
-    fresh.replace(folder / "index.npy")
-    columns = ["row", "value", "reason", "detail"]
-    fresh = fresh_name(folder / "rejected.csv")
-    pd.DataFrame(rejected, columns=columns).to_csv(fresh, index=False, encoding="utf-8")
-    fresh.replace(folder / "rejected.csv")
-    kept = {Path(str(shard["name"])).stem for shard in shards}
-    for path in folder.iterdir():
-        surplus = path.suffix in (".tar", ".json") and path.stem.isdigit() and path.stem not in kept
-        if surplus or path.suffix == ".new":
-            path.unlink(missing_ok=True)
-    info = {
-        "version": FORMAT_VERSION,
-        "fingerprint": recipe.fingerprint,
-        "options": recipe.options,
-        "num_rows": num_rows,
-        "num_utterances": len(table),
-        "total_seconds": int(table["num_samples"].sum()) / SAMPLE_RATE_HZ,
-        "marks": sorted(marks),
-        "rejected": dict(Counter(row["reason"] for row in rejected)),
-        "shards_with_rejected": with_rejected,
-        "files": [_file_info(folder / name) for name in ("index.npy", "rejected.csv")],
-        "shards": shards,
-    }
-    write_json(folder / "index.json", info)

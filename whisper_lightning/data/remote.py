@@ -23,6 +23,7 @@ from whisper_lightning.addresses import without_keys
 from whisper_lightning.data.format import MAX_JSON_BYTES, FileInfo, index_files
 from whisper_lightning.data.transfer import join, size_of, transfer
 from whisper_lightning.errors import UserError
+from whisper_lightning.files import replacing
 
 TOUCH_SECONDS = 60.0
 """How exactly the cache knows when a shard was last used."""
@@ -73,9 +74,8 @@ class RemoteFolder:
             for file in self._listed(content):
                 self._ensure(file, folder / file["name"])
             if not (folder / "index.json").is_file():
-                fresh = folder / f"index.json.{os.getpid()}.new"
-                fresh.write_bytes(content)
-                fresh.replace(folder / "index.json")
+                with replacing(folder / "index.json", str(os.getpid())) as fresh:
+                    fresh.write_bytes(content)
         return folder
 
     def read(self, shard: FileInfo, offset: int, num_bytes: int) -> bytes:

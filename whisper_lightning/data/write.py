@@ -1,4 +1,4 @@
-"""One shard: the tar, and the record beside it that lets a killed build go on."""
+"""What a build writes: the tar of each shard, the record beside it that lets a killed build go on, the index."""
 
 from __future__ import annotations
 
@@ -9,21 +9,26 @@ import os
 import shutil
 import tarfile
 import zlib
+from collections import Counter
 from dataclasses import asdict
 from multiprocessing.sharedctypes import SynchronizedArray
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import pandas as pd
 import soundfile
 import torch
 
 from whisper_lightning.audio.constants import SAMPLE_RATE_HZ
 from whisper_lightning.audio.decoders import AudioError
 from whisper_lightning.audio.read import load_audio
-from whisper_lightning.data.format import BLOCK_BYTES, Rejected, json_offset, padded
+from whisper_lightning.data.format import BLOCK_BYTES, FORMAT_VERSION, RECORD, FileInfo, Rejected, json_offset, padded
 from whisper_lightning.data.manifest import Row
 from whisper_lightning.data.workers import obey_the_main_process
+from whisper_lightning.errors import UserError
+from whisper_lightning.files import replacing
 from whisper_lightning.text import marks
 
 
@@ -75,30 +80,22 @@ def build_shard(task: Task) -> int:
     if load_record(folder, number, fingerprint) is not None or _take_over(task):
         return number
     path = folder / f"{number:06d}.tar"
-    fresh = fresh_name(path)
-    try:
+    with replacing(path, _writer()) as fresh:
         table, rejected, files, rejected_files = _write_tar(fresh, task)
-        with fresh.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        num_bytes = fresh.stat().st_size
-        if table:
-            fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
+        tar = describe_file(fresh)
     if not table:
-        sha256, num_bytes = "", 0
-        path.unlink(missing_ok=True)
+        path.unlink()
     record = {
         "fingerprint": fingerprint,
-        "bytes": num_bytes,
-        "sha256": sha256,
+        "bytes": tar["bytes"] if table else 0,
+        "sha256": tar["sha256"] if table else "",
         "table": table,
         "rejected": [asdict(row) for row in rejected],
         "files": files,
         "rejected_files": rejected_files,
         "marks": sorted(set[str]().union(*(marks(row.sentence) for row in task.rows))),
     }
-    write_json(folder / f"{number:06d}.json", record)
+    _write_json(folder / f"{number:06d}.json", record)
     return number
 
 
@@ -127,16 +124,20 @@ def has_other_audio(folder: Path, number: int) -> bool:
         return False
 
 
-def fresh_name(path: Path) -> Path:
-    """Name a file that is not finished yet."""
-    return path.with_name(f"{path.name}.{os.getpid()}.new")
+def _writer() -> str:
+    return str(os.getpid())
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a file that is there as a whole or not at all."""
-    fresh = fresh_name(path)
-    fresh.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
-    fresh.replace(path)
+def _write_json(path: Path, value: Any) -> None:
+    with replacing(path, _writer()) as fresh:
+        fresh.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+
+
+def describe_file(path: Path) -> FileInfo:
+    """Return name, size and sha256 of a file."""
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256}
 
 
 def _take_over(task: Task) -> bool:
@@ -148,16 +149,17 @@ def _take_over(task: Task) -> bool:
         return False
     path = task.folder / f"{task.number:06d}.tar"
     if record["table"]:
-        fresh = fresh_name(path)
-        fresh.unlink(missing_ok=True)
         try:
-            fresh.hardlink_to(task.earlier / path.name)
+            with replacing(path, _writer()) as fresh:
+                try:
+                    fresh.hardlink_to(task.earlier / path.name)
+                except FileNotFoundError:
+                    raise
+                except OSError:  # not on every file system
+                    shutil.copyfile(task.earlier / path.name, fresh)
         except FileNotFoundError:  # the earlier build was cleared away meanwhile
             return False
-        except OSError:  # not on every file system
-            shutil.copyfile(task.earlier / path.name, fresh)
-        fresh.replace(path)
-    write_json(path.with_suffix(".json"), record)
+    _write_json(path.with_suffix(".json"), record)
     return True
 
 
@@ -224,3 +226,56 @@ def _add(tar: tarfile.TarFile, shard: int, row: Row) -> tuple[int, ...]:
 
 def _digest(content: bytes) -> int:
     return int.from_bytes(hashlib.sha256(content).digest()[:8], "little")
+
+
+def write_index(folder: Path, num_shards: int, description: dict[str, Any]) -> None:
+    """Join the records of all shards into index.npy, rejected.csv and, last, index.json.
+
+    Args:
+        folder: Where the shards are.
+        num_shards: How many, all of them built.
+        description: What index.json says beside them: `fingerprint`, `options` and `num_rows`.
+
+    Raises:
+        UserError: A shard, or an audio file of it, has changed meanwhile.
+    """
+    shards: list[FileInfo] = []
+    tables, with_rejected, found = [], [], set[str]()
+    rejected: list[dict[str, Any]] = []
+    for number in range(num_shards):
+        record = load_record(folder, number, description["fingerprint"])
+        if record is None:
+            raise UserError(f"{folder}: shard {number} or an audio file of it has changed meanwhile; start again")
+        tables.append(np.array([tuple(entry) for entry in record["table"]], dtype=RECORD))
+        shards.append({"name": f"{number:06d}.tar", "bytes": record["bytes"], "sha256": record["sha256"]})
+        rejected += record["rejected"]
+        found.update(record["marks"])
+        if record["rejected"]:
+            with_rejected.append(number)
+    table = np.concatenate(tables)
+    with replacing(folder / "index.npy", _writer()) as fresh, fresh.open("wb") as file:
+        np.save(file, table)
+    columns = ["row", "value", "reason", "detail"]
+    with replacing(folder / "rejected.csv", _writer()) as fresh:
+        pd.DataFrame(rejected, columns=columns).to_csv(fresh, index=False, encoding="utf-8")
+    _remove_surplus(folder, {Path(shard["name"]).stem for shard in shards})
+    info = {
+        "version": FORMAT_VERSION,
+        **description,
+        "num_utterances": len(table),
+        "total_seconds": int(table["num_samples"].sum()) / SAMPLE_RATE_HZ,
+        "marks": sorted(found),
+        "rejected": dict(Counter(row["reason"] for row in rejected)),
+        "shards_with_rejected": with_rejected,
+        "files": [describe_file(folder / name) for name in ("index.npy", "rejected.csv")],
+        "shards": shards,
+    }
+    _write_json(folder / "index.json", info)
+
+
+def _remove_surplus(folder: Path, kept: set[str]) -> None:
+    """Delete the shards of another build, and what kills have left unfinished."""
+    for path in folder.iterdir():
+        surplus = path.suffix in (".tar", ".json") and path.stem.isdigit() and path.stem not in kept
+        if surplus or path.suffix == ".new":
+            path.unlink(missing_ok=True)

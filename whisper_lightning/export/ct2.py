@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+import os
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from whisper_lightning.errors import UserError
 from whisper_lightning.export import hf
 from whisper_lightning.export.decoding import Client, Decoding
 from whisper_lightning.export.hardwired import difference
+from whisper_lightning.files import replacing
 from whisper_lightning.model.load import find_run, load, model_files
 from whisper_lightning.model.module import WhisperModule
 from whisper_lightning.terminal import say
@@ -105,12 +106,9 @@ def converted(source: str) -> Form:
 def _keep(module: WhisperModule, folder: Path, note: dict[str, Any]) -> Path:
     """Write the form and what it was made from; what has its final name is whole."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.new-") as scratch:
-        fresh = Path(scratch) / "model"
+    with replacing(folder, str(os.getpid())) as fresh:
         write(module, fresh)
         (fresh / NOTE).write_text(json.dumps(note) + "\n", encoding="utf-8", newline="\n")
-        shutil.rmtree(folder, ignore_errors=True)
-        fresh.replace(folder)
     return folder
 
 
