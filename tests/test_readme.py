@@ -1,4 +1,4 @@
-"""What the READMEs say to type works, in order, in an empty folder; and the quickstart learns."""
+"""What the READMEs and the documents say to type works, in order, in an empty folder; and the quickstart learns."""
 
 import os
 import re
@@ -13,6 +13,9 @@ from tests.conftest import MODEL, QUICKSTART, copy_corpus
 from tests.multilingual import write_model
 
 ROOT = Path(__file__).parent.parent
+READMES = ["README.md", "README.es.md"]
+PAGES = [f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))]
+MOST_LINES = 150
 SMALL = [
     f"--model.checkpoint={MODEL}",
     "--model.random_weights=true",
@@ -24,41 +27,63 @@ SMALL = [
 ]
 
 
-def blocks(name: str) -> list[str]:
-    return re.findall(r"```(?:sh|python)\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL)
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def blocks(name: str, *languages: str) -> list[str]:
+    return re.findall(rf"```(?:{'|'.join(languages)})\n(.*?)```", read(name), re.DOTALL)
 
 
 def commands() -> list[str]:
-    lines = [line for block in blocks("README.md") for line in block.splitlines()]
+    """Give each command of the README and then of the documents once, but for what installs."""
+    pages = ["README.md", *PAGES]
+    lines = [line for page in pages for block in blocks(page, "sh") for line in block.splitlines()]
     typed = [line.removeprefix("pip install -e . && ") for line in lines]
-    return [line for line in typed if line.startswith("python ")]
+    return [line for line in dict.fromkeys(typed) if line.startswith("python ")]
 
 
 def test_both_languages_type_the_same() -> None:
-    assert blocks("README.md") == blocks("README.es.md")
-    assert (ROOT / "README.md").read_text(encoding="utf-8").count("\n## ") == (ROOT / "README.es.md").read_text(
-        encoding="utf-8"
-    ).count("\n## ")
+    english, spanish = (blocks(name, "sh", "python", "py") for name in READMES)
+    assert english == spanish
+    assert read(READMES[0]).count("\n## ") == read(READMES[1]).count("\n## ")
 
 
-@pytest.mark.parametrize("name", ["README.md", "README.es.md"])
+@pytest.mark.parametrize("name", READMES)
+def test_a_readme_has_few_lines(name: str) -> None:
+    assert read(name).count("\n") <= MOST_LINES
+
+
+@pytest.mark.parametrize("name", [*READMES, *PAGES, "CHANGELOG.md"])
 def test_links_lead_somewhere(name: str) -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / name).read_text(encoding="utf-8")):
-        assert (ROOT / target).exists(), target
+    for target in re.findall(r"\]\(([^)\s]+)\)", read(name)):
+        path, _, heading = target.partition("#")
+        if ":" in path:  # an address
+            continue
+        page = (ROOT / name).parent / path if path else ROOT / name
+        assert page.exists(), target
+        if heading and page.name != "api.md":  # whose headings are made of docstrings
+            assert heading in anchors(page), target
+
+
+def anchors(page: Path) -> set[str]:
+    """Give what the headings of a page are called in links."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def run(command: str, folder: Path) -> str:
-    words = shlex.split(command.replace("python tools/", f"python {ROOT}/tools/"))
+    words = shlex.split(command)
     if "rtx3060.yaml" in words:
         words += SMALL
-    if "transcribe.py" in command:  # the run's model has a vocabulary of its own
+    if "transcribe" in words:  # the run's model has a vocabulary of its own
         words = [word.replace("runs/rtx3060", "published-vocabulary") for word in words]
         words += ["--beam_size", "1", "--temperature", "0"]
     assert words[0] == "python"
     done = subprocess.run(
         [sys.executable, *words[1:]],
         cwd=folder,
-        env=os.environ | {"HF_HOME": str(folder / "cache")},
+        env=os.environ | {"HF_HOME": str(folder / "cache"), "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         encoding="utf-8",
@@ -68,13 +93,13 @@ def run(command: str, folder: Path) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("name", ["README.md", "README.es.md"])
+@pytest.mark.parametrize("name", READMES)
 def test_the_quickstart_learns_and_prints_what_the_readme_says(name: str, quickstart_run: Path) -> None:
     """Line by line; a figure is another on another processor (6.28 %, 14.97 %), but there must be one."""
     output = (quickstart_run / "output.txt").read_text(encoding="utf-8")
     (wer,) = re.findall(r"^WER ([\d.]+) % \[", output, re.MULTILINE)
     assert float(wer) < 30
-    (promised,) = re.findall(r"```\n(WER .*?)```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL)
+    (promised,) = re.findall(r"```\n(WER .*?)```", read(name), re.DOTALL)
     printed = [without_figures(line) for line in output.splitlines()]
     for line in promised.splitlines():
         assert without_figures(line) in printed, line
@@ -86,7 +111,7 @@ def without_figures(line: str) -> str:
 
 
 @pytest.mark.slow
-def test_every_command_of_the_readme(tmp_path: Path, quickstart_run: Path) -> None:
+def test_every_command_of_the_documents(tmp_path: Path, quickstart_run: Path) -> None:
     pytest.importorskip("espeakng_loader")
     copy_corpus(tmp_path / "corpus-of-mine")
     for path in (tmp_path / "corpus-of-mine").iterdir():
@@ -95,7 +120,7 @@ def test_every_command_of_the_readme(tmp_path: Path, quickstart_run: Path) -> No
     (tmp_path / "sentences.txt").write_text("Habita en aguas poco profundas.\n", encoding="utf-8")
     write_model(tmp_path / "published-vocabulary")
     typed = commands()
-    assert len(typed) >= 8
+    assert len(typed) >= 12
     for command in typed:
         run(command, tmp_path)
     assert (tmp_path / "runs" / "rtx3060" / "best" / "config.json").is_file()
