@@ -86,7 +86,7 @@ def per_utterance(stages: list[Stage]) -> float:
 
 
 def ratio(theirs: list[Stage], ours: list[Stage]) -> str:
-    """Give theirs / ours, per utterance where there are any, with the 95 % interval over resampled stages."""
+    """Return theirs / ours, per utterance where there are any, with the 95 % interval over resampled stages."""
     generator = np.random.default_rng(0)
 
     def cost(stages: list[Stage], rows: np.ndarray | slice) -> float:
@@ -163,7 +163,7 @@ def measure(folder: Path, job: Job, tails: list[str]) -> list[Result]:
 
 
 def table(size: str, results: list[Result], job: Job, seconds_per_utterance: float, rate: float) -> list[str]:
-    """Give the Markdown rows of one size."""
+    """Return the Markdown rows of one size."""
     recipe, *ours = results
     flops = training_flops(WhisperConfig(**SHAPES[size]), seconds_per_utterance, TOKENS_PER_SENTENCE)
     evaluations = job.max_steps // job.eval_every

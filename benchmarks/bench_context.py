@@ -87,7 +87,7 @@ def _encode(module: WhisperModule, tail: Tail, waveforms: torch.Tensor) -> Encod
 
 
 def _decode(module: WhisperModule, encoded: Encoded) -> list[int]:
-    """Give the most probable token after token of one clip."""
+    """Return the most probable token after token of one clip."""
     config = module.whisper.generation_config
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
     inputs, said = torch.tensor([list(module.encoder.prompt)]), list[int]()

@@ -43,7 +43,7 @@ IN_PARTS = 60.0
 def take_steps(
     size: str, batch_size: int, seconds: float, activation_seconds: float, mixed: bool
 ) -> tuple[float, float]:
-    """Give the most memory that two steps needed, in bytes, and the seconds of the faster."""
+    """Return the most memory that two steps needed, in bytes, and the seconds of the faster."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     before = 0 if device.type == "cuda" else _resident_bytes("VmRSS")
     whisper = WhisperForConditionalGeneration(WhisperConfig(**SHAPES[size])).to(device).train()

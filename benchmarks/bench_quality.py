@@ -54,7 +54,7 @@ class Training:
 
 
 def fit(training: Training, folder: Path, tail: str, seed: int) -> Path:
-    """Train with the command line, with one short validation at the end; give the last checkpoint."""
+    """Train with the command line, with one short validation at the end; return the last checkpoint."""
     checkpoint = folder / "checkpoints" / "last.ckpt"
     if not checkpoint.is_file():
         status = run(
@@ -86,7 +86,7 @@ def fit(training: Training, folder: Path, tail: str, seed: int) -> Path:
 
 @torch.no_grad()
 def score(source: str, table: Path) -> list[EditCounts]:
-    """Decode a CSV with every position computed; give the edits of each utterance, normalized."""
+    """Decode a CSV with every position computed; return the edits of each utterance, normalized."""
     module = load(source, exact=True)
     index = open_csv(table)
     batches, shards = BatchDataset(index, module.encoder), index.table["shard"]
@@ -101,7 +101,7 @@ def score(source: str, table: Path) -> list[EditCounts]:
 
 
 def wer(edits: list[EditCounts]) -> str:
-    """Give the WER in percent."""
+    """Return the WER in percent."""
     return f"{reduce(EditCounts.plus, edits, EditCounts()).percent:.2f}"
 
 

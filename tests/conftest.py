@@ -109,7 +109,7 @@ def quick_arguments(corpus: Path, run: Path) -> list[str]:
 
 
 def one_error(capsys: pytest.CaptureFixture[str]) -> str:
-    """Give the one line that a user's mistake is shown as."""
+    """Return the one line that a user's mistake is shown as."""
     error = capsys.readouterr().err
     line = [line for line in error.splitlines() if line.startswith("error: ")]
     assert len(line) == 1, error
@@ -118,7 +118,7 @@ def one_error(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def _folder_named_by(variable: str) -> Path:
-    """Give the folder that an environment variable names; skip the test where there is none."""
+    """Return the folder that an environment variable names; skip the test where there is none."""
     if variable not in os.environ:
         pytest.skip(f"{variable} names no folder")
     return Path(os.environ[variable])

@@ -14,7 +14,7 @@ from whisper_lightning.model.module import WhisperModule
 
 
 def _sums(batch: Any) -> dict[str, str]:
-    """Give a fingerprint of each utterance's samples; padding with zeros does not change it."""
+    """Return a fingerprint of each utterance's samples; padding with zeros does not change it."""
     sums = batch.waveforms.double().sum(dim=1)
     return {key: float(value).hex() for key, value in zip(batch.keys, sums, strict=True)}
 

@@ -114,7 +114,7 @@ class CpuFSDP(FSDPStrategy):
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Give the lines of a record; a kill may have cut the last one."""
+    """Return the lines of a record; a kill may have cut the last one."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return [json.loads(line) for line in lines if line.endswith("}")]
 
@@ -127,7 +127,7 @@ def start(arguments: list[str], environment: Mapping[str, str] | None = None) ->
 
 
 def run(arguments: list[str], environment: Mapping[str, str] | None = None, timeout_seconds: float = 200) -> int:
-    """Run the command line in a process of its own; give its exit code, negative for a signal."""
+    """Run the command line in a process of its own; return its exit code, negative for a signal."""
     process = start(arguments, environment)
     process.join(timeout_seconds)
     if process.exitcode is None:

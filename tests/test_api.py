@@ -1,5 +1,7 @@
 """What a researcher types in Python: two CSVs to a model, its curves, its texts; continued as on the command line."""
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +83,19 @@ def test_what_cannot_be_heard_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at most 4 s"):
         model.transcribe([torch.zeros(70_000)])
     assert model.training, "a model that is trained goes on being trained"
+
+
+def test_the_notebook_runs(corpus: Path) -> None:
+    """As it stands, but for fewer steps, on clips and the model of the quickstart."""
+    shutil.copytree(MODEL, corpus / "model")
+    cells = json.loads((ROOT / "docs" / "notebook.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    fewer = code.replace("max_steps=300, val_check_interval=100", "max_steps=4, val_check_interval=2")
+    fewer = fewer.replace("learning_rate=0.003", "learning_rate=0.003, warmup_steps=1, max_tokens=10")
+    assert fewer.count("=4") == fewer.count("=10") == 1
+    done = subprocess.run([sys.executable, "-c", fewer], cwd=corpus, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    assert (corpus / "report" / "index.html").is_file()
 
 
 def test_the_trainer_is_lightnings_with_our_defaults(tmp_path: Path) -> None:

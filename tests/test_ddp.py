@@ -49,7 +49,7 @@ def arguments(shards: Path, folder: Path, *options: str) -> list[str]:
 
 
 def served(folder: Path, rank: int) -> dict[int, list[str]]:
-    """Give the utterances of each epoch that a rank trained on."""
+    """Return the utterances of each epoch that a rank trained on."""
     found: dict[int, list[str]] = {}
     for line in read(folder.with_name(f"{folder.name}.record.{rank}")):
         if "batch" in line:

@@ -23,7 +23,7 @@ MARK = "WHISPER_LIGHTNING_TEST"
 
 
 def marked(mark: str) -> list[int]:
-    """Give the processes that have been started with a mark in their environment, which children inherit."""
+    """Return the processes that have been started with a mark in their environment, which children inherit."""
     found = []
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:
@@ -125,5 +125,5 @@ def test_stopped_at_random_moments_while_shards_are_built(
 
 
 def tars(corpus: Path) -> dict[str, bytes]:
-    """Give the shards beside a CSV, of which there is one build."""
+    """Return the shards beside a CSV, of which there is one build."""
     return {path.name: path.read_bytes() for path in (corpus / "train.shards").rglob("*.tar")}

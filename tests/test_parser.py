@@ -1,4 +1,4 @@
-"""One line for each mistake, that says what to do instead; and configurations that strangers wrote."""
+"""One line for each mistake, that says what to do instead; and untrusted configurations."""
 
 from pathlib import Path
 
@@ -47,7 +47,10 @@ def test_a_mistyped_option_is_one_short_line(
 
 def test_a_mistyped_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fti"]) == 2
-    assert one_error(capsys) == "error: 'fti' is no command (fit, validate, test, predict); did you mean fit?"
+    assert (
+        one_error(capsys)
+        == "error: 'fti' is no command (fit, validate, test, predict, shards, evaluate, export, transcribe); did you mean fit?"
+    )
 
 
 def test_no_arguments_print_a_short_help(capsys: pytest.CaptureFixture[str]) -> None:

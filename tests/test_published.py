@@ -32,7 +32,7 @@ def folder(published: Path, tmp_path: Path) -> Path:
 
 
 def heard(model: Path) -> list[int]:
-    """Give the tokens that a model hears in a clip."""
+    """Return the tokens that a model hears in a clip."""
     module = load(str(model))
     with torch.no_grad():
         encoded = module.encode(load_audio(CLIP)[None])

@@ -36,7 +36,7 @@ def blocks(name: str, *languages: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    """Give each command of the README and then of the documents once, but for what installs."""
+    """Return each command of the README and then of the documents once, but for what installs."""
     pages = ["README.md", *PAGES]
     lines = [line for page in pages for block in blocks(page, "sh") for line in block.splitlines()]
     typed = [line.removeprefix("pip install -e . && ") for line in lines]

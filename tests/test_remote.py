@@ -450,7 +450,7 @@ def test_a_package_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: p
     loaded = importlib.import_module("fsspec.registry")._registry
     monkeypatch.setitem(sys.modules, "s3fs", None)
     monkeypatch.delitem(loaded, "s3", raising=False)  # by another test
-    with pytest.raises(UserError, match=r"s3://voces/index\.json: .*; pip install s3fs$"):
+    with pytest.raises(UserError, match=r"s3://voces/index\.json: .*; pip install fsspec s3fs$"):
         open_remote("s3://voces", tmp_path)
 
 

@@ -286,7 +286,7 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def add_columns(path: Path) -> None:
-    """Give a CSV a column to slice by, and a row that cannot be used."""
+    """Return a CSV a column to slice by, and a row that cannot be used."""
     rows = read_rows(path)
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)

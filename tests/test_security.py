@@ -1,4 +1,4 @@
-"""What a stranger may write into a CSV, an index, a shard or a configuration runs nothing and leads nowhere."""
+"""What somebody else may write into a CSV, an index, a shard or a configuration runs nothing and leads nowhere."""
 
 from __future__ import annotations
 
@@ -238,7 +238,7 @@ def test_an_index_json_that_is_none(content: str, folder: Path, cage: Path) -> N
 
 
 def save_table(folder: Path, table: np.ndarray | bytes) -> None:
-    """Put a table in place with sums that fit, as a stranger would."""
+    """Put a table in place with checksums that fit, as an attacker would."""
     path = folder / "index.npy"
     if isinstance(table, bytes):
         path.write_bytes(table)
@@ -337,7 +337,7 @@ def claiming(content: bytes, num_samples: int) -> bytes:
 def hostile_shard(folder: Path, members: list[tuple[tarfile.TarInfo, bytes]], num_samples: int) -> None:
     """Write a folder of one shard with one utterance, whose members and claims are as given.
 
-    Of version 1, which has no sums: a stranger's would be right.
+    Of version 1, which has no checksums: an attacker's would be right.
     """
     folder.mkdir()
     with tarfile.open(folder / "000000.tar", "w", format=tarfile.USTAR_FORMAT) as tar:

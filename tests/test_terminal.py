@@ -21,7 +21,7 @@ FOLDERS = ["tools", "benchmarks", "whisper_lightning/commands"]
 
 
 def run_in_cp1252(command: list[str]) -> str:
-    """Run a command as Windows redirects it, `command > log`; give the log."""
+    """Run a command as Windows redirects it, `command > log`; return the log."""
     environment = os.environ | {"PYTHONIOENCODING": "cp1252", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, *command], capture_output=True, env=environment)
     assert done.returncode == 0, done.stderr.decode("cp1252")

@@ -241,7 +241,7 @@ def main() -> int:
 
 
 def _run(kind: str, seed: int) -> tuple[int, str]:
-    """Try cases until one fails; give the last seed and what was wrong with it."""
+    """Try cases until one fails; return the last seed and what was wrong with it."""
     command = [sys.executable, "-m", "tools.fuzz", "--kind", kind, "--seed", str(seed), "--cases", str(CASES)]
     try:
         done = subprocess.run(

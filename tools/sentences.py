@@ -50,6 +50,6 @@ def draw_sentences(num_sentences: int, seed: int) -> list[str]:
 
 
 def vocabulary() -> list[str]:
-    """Give every word of the grammar, sorted."""
+    """Return every word of the grammar, sorted."""
     parts = (TIMES, PEOPLE, ADJECTIVES, VERBS, OBJECTS, PLACES)
     return sorted({word for part in parts for phrase in _words(part) for word in phrase.split()})

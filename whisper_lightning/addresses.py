@@ -22,7 +22,7 @@ def without_keys(text: str) -> str:
     """
 
     def without_user(match: re.Match[str]) -> str:
-        """Give scheme and place, without a name and password before them."""
+        """Return scheme and place, without a name and password before them."""
         scheme, place = match["scheme"], match["place"]
         user, _, rest = place.rpartition("@")
         container = scheme.lower() in CONTAINERS and ":" not in user

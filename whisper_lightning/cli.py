@@ -10,16 +10,13 @@ from importlib import import_module
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from whisper_lightning.commands.options import short_help
+from whisper_lightning.commands.options import OTHER_COMMANDS, short_help
 from whisper_lightning.data.workers import death_of_a_worker, end_workers
 from whisper_lightning.errors import Interrupted, UserError, is_full_disk
 from whisper_lightning.stop import EXIT_CODES, give_back, stop_in_order, take_over
 from whisper_lightning.terminal import log_to_terminal, print_anything, say
 
 logger = logging.getLogger(__name__)
-
-COMMANDS = ("shards", "evaluate", "export", "transcribe")
-"""Those beside Lightning's own; each is the module of that name."""
 
 
 def main(args: list[str] | None = None) -> int:
@@ -43,7 +40,7 @@ def main(args: list[str] | None = None) -> int:
         return 0
     handlers = take_over(stop_in_order)
     try:
-        if words[0] in COMMANDS:
+        if words[0] in OTHER_COMMANDS:
             return int(import_module(f"whisper_lightning.commands.{words[0]}").run(words[1:]))
         return int(import_module("whisper_lightning.commands.training").run(args))
     except Interrupted as stop:
@@ -75,7 +72,7 @@ def _end_of_thread(ended: threading.ExceptHookArgs) -> None:
 
 
 def _explain(error: Exception) -> tuple[str, int] | None:
-    """Give the line and the exit code for an error whose reason lies outside of the program; None for another."""
+    """Return the line and the exit code for an error whose reason lies outside of the program; None for another."""
     if isinstance(error, UserError | MisconfigurationException):
         return f"error: {error}", 2
     if is_full_disk(error):

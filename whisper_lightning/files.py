@@ -31,7 +31,7 @@ BLOCK_BYTES = 1 << 20
 
 @contextmanager
 def replacing(path: Path, writer: str = "") -> Iterator[Path]:
-    """Give a place beside `path` for a file or folder that takes its place when the block has ended without an error.
+    """Return a place beside `path` for a file or folder that takes its place when the block has ended without an error.
 
     A kill at any moment leaves what was at `path`, or what is new, whole; of a folder the old one may be left, between
     two renamings, at `NAME.old`.
@@ -105,7 +105,7 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 def previous_checkpoint(path: Path) -> Path:
-    """Give the place of the checkpoint before the one at `path`."""
+    """Return the place of the checkpoint before the one at `path`."""
     return path.with_name("previous.ckpt")
 
 
@@ -130,7 +130,7 @@ def find_damage(path: Path) -> str | None:
 
 
 def find_whole(path: Path) -> Path | None:
-    """Give the checkpoint to go on from: that at `path`, or the one before it where that one is missing or damaged.
+    """Return the checkpoint to go on from: that at `path`, or the one before it where that one is missing or damaged.
 
     Returns:
         None where neither is there.

@@ -80,12 +80,12 @@ def _not_found(checkpoint: str, error: Exception) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """Give what an error says, as far as it fits into a line."""
+    """Return what an error says, as far as it fits into a line."""
     return (str(error).strip() or type(error).__name__).split("\n")[0]
 
 
 def language_code(language: str) -> str:
-    """Give the two- or three-letter code of a Whisper language, named by code or in English ("es", "Spanish").
+    """Return the two- or three-letter code of a Whisper language, named by code or in English ("es", "Spanish").
 
     Raises:
         UserError: Whisper does not know the language.

@@ -116,7 +116,7 @@ class MetricsCSV(Logger):
             self._num_rows = len(rows)
 
     def _open(self) -> int:
-        """Give the number of rows in the file."""
+        """Return the number of rows in the file."""
         if self._num_rows is None:
             rows = self._read() if self.keep and self._path.is_file() else []
             self._num_rows = len(rows)
@@ -146,7 +146,7 @@ class RunOnWandb(WandbLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """Give the run; begin it the first time."""
+        """Return the run; begin it the first time."""
         if self._experiment is not None:
             return self._experiment
         with _command_line_without_keys():

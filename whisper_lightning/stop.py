@@ -16,7 +16,7 @@ EXIT_CODES = {"SIGTERM": 75, "SIGUSR1": 75, "SIGINT": 130}
 
 
 def take_over(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
-    """Let a function handle these signals; gives the handlers before it, to be given back."""
+    """Let a function handle these signals; return the handlers before it, to be given back."""
     if threading.current_thread() is not threading.main_thread():
         return {}
     numbers = [getattr(signal, name) for name in EXIT_CODES if hasattr(signal, name)]  # Windows has no SIGUSR1

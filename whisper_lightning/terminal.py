@@ -55,7 +55,7 @@ def print_anything() -> None:
 
 
 def show(text: str) -> str:
-    r"""Make a stranger's text fit for a terminal: what would move its cursor or turn its lines around is an escape.
+    r"""Make untrusted text fit for a terminal: what would move its cursor or turn its lines around is an escape.
 
     Control characters (ESC among them) and marks of direction become `\x1b`, `\u202e`; line ends and tabs stay.
     """
@@ -66,7 +66,7 @@ def show(text: str) -> str:
 
 
 def say(text: object, *, error: bool = False) -> None:
-    """Print what may hold a stranger's text, such as a file's name."""
+    """Print what may hold untrusted text, such as a file's name."""
     (sys.stderr if error else sys.stdout).write(f"{show(str(text))}\n")
 
 
@@ -106,7 +106,7 @@ def forget_keys(options: Any) -> None:
 
 
 def change_texts(value: Any, change: Callable[[str | Path], str | Path]) -> Any:
-    """Apply a function to every text and path in a namespace, dictionary or list of such, in place; give the result."""
+    """Apply a function to every text and path in a namespace, dictionary or list, in place; return the result."""
     if isinstance(value, str | Path):
         return change(value)
     if isinstance(value, list):

@@ -65,7 +65,7 @@ class LabelEncoder:
         return dict(self._tokenizer.get_vocab(with_added_tokens=True))
 
     def encode(self, sentence: str) -> list[int]:
-        """Give prompt, text and end token of one sentence.
+        """Return prompt, text and end token of one sentence.
 
         What a sentence has of special tokens (`<|0.00|>`, `<|endoftext|>`) is encoded as the characters that it is
         written with: a tokenizer would make the tokens of it.
@@ -76,6 +76,6 @@ class LabelEncoder:
 
 
 def marks(text: str) -> set[str]:
-    """Give what a text has beside letters, digits and blanks: each mark, and each two characters with a mark."""
+    """Return what a text has beside letters, digits and blanks: each mark, and each two characters with a mark."""
     parts = {*text, *(first + second for first, second in pairwise(text))}
     return {part for part in parts if not all(letter.isalnum() or letter.isspace() for letter in part)}

@@ -82,7 +82,7 @@ def has_several_parts(file: BinaryIO, num_bytes: int) -> bool:
 
 
 def find_mp3_header(file: BinaryIO) -> tuple[int, bytes]:
-    """Give where the first frame of an mp3 is, and that frame if it counts the others (Xing, Info, VBRI), else b""."""
+    """Return where an mp3's first frame is, and that frame if it counts the others (Xing, Info, VBRI), else b""."""
     file.seek(0)
     tag = file.read(10)  # ID3v2: its size has 7 bits per byte
     start = 10 + sum(byte << (21 - 7 * i) for i, byte in enumerate(tag[6:])) if tag[:3] == b"ID3" else 0
@@ -96,7 +96,7 @@ def _compare(available: int, promised: int, placeholder: int) -> str:
 
 
 def _chunks(file: BinaryIO, num_bytes: int, layout: _Layout) -> Iterator[tuple[bytes, int]]:
-    """Give name and size of each chunk; meanwhile the file is at the chunk's content."""
+    """Return name and size of each chunk; meanwhile the file is at the chunk's content."""
     position, header_bytes = layout.start, layout.name_bytes + struct.calcsize(layout.size_format)
     while position < num_bytes:
         file.seek(position)
@@ -138,7 +138,7 @@ def _cut_in_sphere(file: BinaryIO, num_bytes: int) -> str:
 
 
 def _boxes(file: BinaryIO, num_bytes: int) -> Iterator[tuple[bytes, int]]:
-    """Give kind and end of each outermost box of an MPEG-4 file (ISO/IEC 14496-12, 4.2)."""
+    """Return kind and end of each outermost box of an MPEG-4 file (ISO/IEC 14496-12, 4.2)."""
     position = 0
     while position < num_bytes:
         file.seek(position)

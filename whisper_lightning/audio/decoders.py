@@ -51,7 +51,7 @@ class AudioError(ValueError):
 
 
 def promised_seconds(path: Path) -> float:
-    """Give the length that a file's header claims, without decoding it; 0 where it claims none or cannot be read."""
+    """Return the length that a file's header claims, without decoding it; 0 where it claims none or cannot be read."""
     with suppress(Exception):
         info = soundfile.info(path)
         return float(info.frames / info.samplerate) if info.frames < UNKNOWN_FRAMES else 0.0
@@ -175,7 +175,7 @@ def _open_with_av(path: Path) -> InputContainer:
 
 
 def _promised_seconds(file: InputContainer, stream: AudioStream) -> tuple[float, bool]:
-    """Give the duration that a file claims, 0 if it claims none, and whether it is that of the sound to the sample.
+    """Return the duration that a file claims, 0 if it claims none, and whether it is that of the sound to the sample.
 
     MPEG-4 counts samples, Matroska milliseconds and the codec's delay; for others FFmpeg guesses by the bit rate.
     """

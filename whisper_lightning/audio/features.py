@@ -17,7 +17,7 @@ N_FFT = 400
 
 @lru_cache(maxsize=4)
 def mel_filters(num_mel_bins: int) -> torch.Tensor:
-    """Give the Slaney filters `(F, N_FFT / 2 + 1)` of `WhisperFeatureExtractor`."""
+    """Return the Slaney filters `(F, N_FFT / 2 + 1)` of `WhisperFeatureExtractor`."""
     filters = mel_filter_bank(
         num_frequency_bins=1 + N_FFT // 2,
         num_mel_filters=num_mel_bins,

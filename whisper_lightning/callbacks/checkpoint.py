@@ -182,12 +182,12 @@ class ExactResume(Checkpoint):
 
 
 def last_checkpoint(folder: Path) -> Path:
-    """Give the path of the `last.ckpt` of the run in a folder."""
+    """Return the path of the `last.ckpt` of the run in a folder."""
     return folder / "checkpoints" / "last.ckpt"
 
 
 def describe_run(trainer: Trainer) -> dict[str, Any]:
-    """Give what must be the same for a run to be continued: all that decides what is computed, by option's name."""
+    """Return what must be the same for a run to be continued: all that decides what is computed, by option's name."""
     module, data = trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
     names = ("accumulate_grad_batches", "precision", "gradient_clip_val", "gradient_clip_algorithm")
     limits = ("limit_train_batches", "limit_val_batches", "val_check_interval", "check_val_every_n_epoch")

@@ -62,7 +62,7 @@ def check_warmup(warmup_steps: int, num_steps: int, source: str) -> None:
 
 
 def _num_batches(trainer: Trainer) -> int:
-    """Give the batches of an epoch on one process, `trainer.limit_train_batches` counted in."""
+    """Return the batches of an epoch on one process, `trainer.limit_train_batches` counted in."""
     number = len(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
     limit = trainer.limit_train_batches
     return min(number, limit) if isinstance(limit, int) else int(number * limit)

@@ -49,7 +49,7 @@ class StopRequest:
         self._code = max(self._code, code)
 
     def agreed(self) -> int:
-        """Give the exit code that all ranks agree on, 0 while none was asked to stop. Every rank must call it."""
+        """Return the exit code that all ranks agree on, 0 while none was asked to stop. Every rank must call it."""
         if self._group is None:
             return self._code
         code = self.settle()

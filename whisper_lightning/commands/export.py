@@ -27,7 +27,7 @@ NUM_SHOWN = 10
 
 
 def run(args: list[str]) -> int:
-    """Export and check; gives 1 when a client hears something else than we do."""
+    """Export and check; return 1 when a client hears something else than we do."""
     parser = CommandLine("export", __doc__)
     parser.add_argument("model", help="run folder (its best model), last.ckpt, Hugging Face folder, or hub name")
     parser.add_argument("out", type=Path, help="folder that the exports go to")
@@ -118,7 +118,7 @@ def read_clips(csv: Path, num_clips: int, max_seconds: float) -> list[Clip]:
 
 
 def _training_data(run: Run | None) -> tuple[float | None, int | None]:
-    """Give hours and utterances of the training data, where its shards are still at hand."""
+    """Return hours and utterances of the training data, where its shards are still at hand."""
     if run is None:
         return None, None
     path = Path(str(run.config["data"]["train"]))
@@ -130,7 +130,7 @@ def _training_data(run: Run | None) -> tuple[float | None, int | None]:
 
 
 def report(checks: list[Check]) -> int:
-    """Show differences and the table; give the exit code."""
+    """Show differences and the table; return the exit code."""
     console = Console(soft_wrap=True, markup=False, highlight=False)
     for check in checks:
         for name, ours, theirs in check.differences[:NUM_SHOWN]:

@@ -1,4 +1,4 @@
-"""Options and configurations: where shipped ones are, what is read of a stranger's, and one line for each mistake."""
+"""Options and configurations: where shipped ones are, what an untrusted one may say, one line for each mistake."""
 
 from __future__ import annotations
 
@@ -30,6 +30,9 @@ TYPES = {
     "dict": "a table such as {a: 1}",
     "NoneType": "null",
 }
+LIGHTNINGS_COMMANDS = ("fit", "validate", "test", "predict")
+OTHER_COMMANDS = ("shards", "evaluate", "export", "transcribe")
+"""Each is the module of that name beside this one."""
 HELP = """usage: whisper-lightning COMMAND [--config NAME.yaml] [--OPTION VALUE ...]    (or python -m whisper_lightning)
 
   fit         train, and measure before and after      (fit --config quickstart.yaml: shipped clips, a minute)
@@ -47,12 +50,12 @@ every option of a command: whisper-lightning COMMAND --help
 
 
 def short_help() -> str:
-    """Give what the command line says when nothing was asked of it."""
+    """Return what the command line says when nothing was asked of it."""
     return HELP.format(configurations=", ".join(_shipped()))
 
 
 def find_shipped(name: str) -> Path:
-    """Give the path of a configuration or of a file beside one; the working directory wins over what is shipped."""
+    """Return the path of a configuration or of a file beside one; the working directory wins over what is shipped."""
     for folder in [Path(), *CONFIG_FOLDERS]:
         if (folder / name).exists():
             return folder / name
@@ -87,7 +90,7 @@ class Parser(LightningArgumentParser):
         raise UserError(explain(" ".join(str(message).split()), list(self._options()))) from ex
 
     def _options(self) -> Iterator[str]:
-        """Give the keys of all options, those of the commands too."""
+        """Return the keys of all options, those of the commands too."""
         for action in self._actions:
             choices: Any = action.choices
             if isinstance(choices, dict):  # the commands, each with a parser of its own
@@ -166,7 +169,7 @@ def settle_length(config: Namespace, arguments: Sequence[str] | None) -> None:
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """Give `; did you mean …?` for a mistyped word, or nothing."""
+    """Return `; did you mean …?` for a mistyped word, or nothing."""
     close = get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""
 
@@ -185,8 +188,8 @@ def explain(message: str, options: Sequence[str]) -> str:
         return _no_option(word.split("=")[0].lstrip("-"), options)
     if found := re.match(r"Subcommand '\w+' does not accept option '([^']*)'", message):
         return _no_option(found[1], options)
-    if found := re.match(r"argument subcommand: invalid choice: '([^']*)' \(choose from (.*)\)", message):
-        commands = re.findall(r"'(\w+)'", found[2])
+    if found := re.match(r"argument subcommand: invalid choice: '([^']*)'", message):
+        commands = (*LIGHTNINGS_COMMANDS, *OTHER_COMMANDS)
         return f"{found[1]!r} is no command ({', '.join(commands)}){suggestion(found[1], commands)}"
     found = re.match(r'Parser key "([^"]+)": (.*?)(?:Given value type: .*)?(?:Got value|Given value): (.*)', message)
     return _wrong_value(found[1], found[3], found[2]) if found else message

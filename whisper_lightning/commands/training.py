@@ -213,7 +213,7 @@ def _find_checkpoint(config: Namespace, folder: Path) -> None:
 
 
 def run(args: list[str] | None = None) -> int:
-    """Train, validate, test or predict; gives 0 where nothing is raised."""
+    """Train, validate, test or predict; return 0 where nothing is raised."""
     base = [str(folder / "base.yaml") for folder in CONFIG_FOLDERS]
     refuse_environment(WhisperCLI.subcommands())
     WhisperCLI(

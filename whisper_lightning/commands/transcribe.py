@@ -26,7 +26,7 @@ from whisper_lightning.transcription.subtitles import FORMATS, CueLimits, Transc
 
 
 def run(args: list[str]) -> int:
-    """Write the transcripts; gives 1 if a file had to be skipped."""
+    """Write the transcripts; return 1 if a file had to be skipped."""
     parser = CommandLine("transcribe", __doc__)
     parser.add_argument("model", help="run folder, last.ckpt, folder in Hugging Face layout, or hub name")
     parser.add_argument("audio", nargs="+", help="audio files, and folders that are searched for them; - for stdin")

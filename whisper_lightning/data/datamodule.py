@@ -67,7 +67,7 @@ class SpeechDataModule(LightningDataModule):
         augment: Change loudness and add noise in training, anew in each epoch.
         num_workers: Processes that read and decode audio.
         cache_dir: Folder that remote shards are downloaded to; by default the user's own cache.
-        cache_gib: What remote shards may take there, in GiB; the least recently used leave.
+        cache_gib: What remote shards may take there, in GiB; the least recently used are evicted.
         min_kib_per_second: A server of remote shards that sends less for a minute is given up.
         max_rejected_fraction: Stop before training when more than this share of a CSV's rows is unusable.
         seed: Seed of the shuffling; linked to seed_everything.
@@ -207,7 +207,7 @@ class SpeechDataModule(LightningDataModule):
             path = self._write_rejected(Path(self.trainer.default_root_dir) / "rejected.csv")  # type: ignore[union-attr]
             raise UserError(
                 f"data.{name}: {len(split.rejected)} of {num_rows} rows cannot be used ({listed}); see {path}. "
-                "Mend the CSV or the audio, or raise data.max_rejected_fraction "
+                "Fix the CSV or the audio, or raise data.max_rejected_fraction "
                 f"(now {self.max_rejected_fraction:g})"
             )
 

@@ -1,4 +1,4 @@
-"""The format of a folder of shards: the index's schema, its types, and what a stranger's index may say."""
+"""The format of a folder of shards: the index's schema, its types, and what an untrusted index may say."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def padded(num_bytes: int) -> int:
 
 
 def json_offset(offset: int, flac_bytes: int) -> int:
-    """Give where the JSON bytes start, which follow the FLAC bytes at `offset`."""
+    """Return where the JSON bytes start, which follow the FLAC bytes at `offset`."""
     return offset + padded(flac_bytes) + BLOCK_BYTES
 
 
@@ -146,7 +146,7 @@ def is_file_info(entry: Any, name: str) -> TypeGuard[FileInfo]:
 
 
 def index_files(info: Any) -> list[FileInfo]:
-    """Give what an index.json says of index.npy and rejected.csv, nothing where an older build wrote it.
+    """Return what an index.json says of index.npy and rejected.csv, nothing where an older build wrote it.
 
     Raises:
         ValueError: It says what cannot be.

@@ -117,7 +117,7 @@ def _take_or_build(home: Path, recipe: Recipe, num_workers: int | None) -> Shard
 
 
 def _builds(home: Path, fingerprint: str = "") -> list[Path]:
-    """Give the folders of builds, the older ones first; all, or those of one fingerprint."""
+    """Return the folders of builds, the older ones first; all, or those of one fingerprint."""
     found = []
     for path in home.iterdir() if home.is_dir() else ():
         match = _NAME.fullmatch(path.name)
@@ -133,7 +133,7 @@ def _find_current(home: Path, fingerprint: str) -> ShardIndex | None:
 
 
 def _next_build(home: Path, fingerprint: str) -> tuple[Path, Path | None]:
-    """Give the folder to build in, and that of the build before it: an unfinished one is gone on with."""
+    """Return the folder to build in, and that of the build before it: an unfinished one is gone on with."""
     builds: list[Path | None] = [None, *_builds(home, fingerprint)]
     last = builds[-1]
     if last is not None and not (last / "index.json").exists():

@@ -59,7 +59,7 @@ def collate(utterances: list[Utterance], num_samples: int, encoder: LabelEncoder
 class BatchDataset(Dataset[Batch | UserError]):
     """Reads and collates one planned batch; picklable, so that workers may be spawned (Windows, macOS).
 
-    What the user can mend is given, not raised: torch would put the worker's traceback into the message.
+    What the user can fix is given, not raised: torch would put the worker's traceback into the message.
 
     Attributes:
         index: Where the utterances are.
@@ -163,7 +163,7 @@ class EpochLoader:
         self._epoch = epoch
 
     def state_dict(self) -> dict[str, int]:
-        """Give the epoch and the batches of it that are done; the same on every rank."""
+        """Return the epoch and the batches of it that are done; the same on every rank."""
         epoch, start = self._position() if self._position else (0, 0)
         return {"epoch": epoch, "start": start}
 

@@ -84,7 +84,7 @@ def read_manifest(
 
 
 def _find_columns_by_content(path: Path, first_row: list[str], require_sentence: bool) -> tuple[int, int | None]:
-    """Give the positions of the audio and the sentence column of a file without a header."""
+    """Return the positions of the audio and the sentence column of a file without a header."""
     is_audio = [names_audio([field]) for field in first_row]
     if sum(is_audio) == 1 and (len(first_row) == 2 or not require_sentence):
         return is_audio.index(True), is_audio.index(False) if len(first_row) == 2 else None
@@ -97,7 +97,7 @@ def _find_columns_by_content(path: Path, first_row: list[str], require_sentence:
 def _find_columns(
     path: Path, header: list[str], columns: Sequence[str] | None, require_sentence: bool
 ) -> tuple[int, int | None]:
-    """Give the positions of the audio and the sentence column."""
+    """Return the positions of the audio and the sentence column."""
     lowered = [name.lower() for name in header]
     twice = next((name for name, count in Counter(lowered).items() if name and count > 1), None)
     if twice is not None:
@@ -148,7 +148,7 @@ def _row(record: Record, header: list[str], audio: int, sentence: int | None, ro
 
 
 def clean_sentence(text: str) -> str:
-    """Give a sentence as it is learnt: composed (NFC), stripped, without what is not seen and not said.
+    """Return a sentence as it is learnt: composed (NFC), stripped, without what is not seen and not said.
 
     Format characters (category Cf: zero-width spaces, soft hyphens, marks of direction) are left out, but for joiners
     after a letter of a script without capitals. Where nothing remains that can be seen, the sentence is "".
@@ -164,7 +164,7 @@ def clean_sentence(text: str) -> str:
 
 
 def special_token(sentence: str) -> str:
-    """Give the first part of a sentence that Whisper's tokenizers take for a special token; "" if there is none.
+    """Return the first part of a sentence that Whisper's tokenizers take for a special token; "" if there is none.
 
     By the form that all have, time stamps and languages too: shards may serve several checkpoints.
     """

@@ -59,7 +59,7 @@ class Plan(Sequence[PlannedBatch]):
     def __getitem__(self, i: slice) -> Plan: ...
 
     def __getitem__(self, i: int | slice) -> PlannedBatch | Plan:
-        """Give batch `i`, or a plan of the batches of a slice, which must be contiguous: it shares the arrays."""
+        """Return batch `i`, or a plan of the batches of a slice, which must be contiguous: it shares the arrays."""
         if isinstance(i, slice):
             start, stop, step = i.indices(len(self))
             assert step == 1
@@ -80,7 +80,7 @@ class Plan(Sequence[PlannedBatch]):
         return self.indices.nbytes + self.offsets.nbytes + self.num_samples.nbytes
 
     def take(self, batches: NDArray[np.integer]) -> Plan:
-        """Give a plan of the named batches, in that order, with arrays of its own."""
+        """Return a plan of the named batches, in that order, with arrays of its own."""
         sizes = self.sizes[batches]
         offsets = np.concatenate([[0], np.cumsum(sizes)])
         source = np.arange(offsets[-1]) + np.repeat(self.offsets[batches] - offsets[:-1], sizes)
@@ -202,13 +202,13 @@ def _cut_sorted(num_samples: NDArray[np.integer], order: NDArray[np.int32], opti
 
 
 def _batches(order: NDArray[np.int32], starts: NDArray[np.int64], num_samples: NDArray[np.integer]) -> Plan:
-    """Give the batches that begin at `starts`, each as long as its longest utterance."""
+    """Return the batches that begin at `starts`, each as long as its longest utterance."""
     padded = _whole_positions(np.maximum.reduceat(num_samples[order], starts))
     return Plan(order, np.append(starts, len(order)), padded.astype(np.int32))
 
 
 def _cut_growing(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Give the first utterance of each batch, where a batch that begins at i may have `rows[i]`, which never fall."""
+    """Return the first utterance of each batch, where a batch that begins at i may have `rows[i]`, which never fall."""
     starts, first = [np.empty(0, np.int64)], 0
     for size in range(rows[0], rows[-1] + 1):
         starts.append(np.arange(first, np.searchsorted(rows, size, side="right"), size))
@@ -238,7 +238,7 @@ def _split_until_divisible(batches: Plan, world_size: int) -> Plan:
 
 
 def _group(batches: Plan, order: NDArray[np.int32], world_size: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Give the ranks of each step batches of similar work, and shuffle the steps: batch numbers, `(steps, ranks)`.
+    """Return the ranks of each step batches of similar work, and shuffle the steps: batch numbers, `(steps, ranks)`.
 
     Steps are shuffled within stretches of the epoch's order, which keeps a window of shards together.
     """

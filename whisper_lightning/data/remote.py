@@ -30,7 +30,7 @@ TOUCH_SECONDS = 60.0
 
 
 def default_cache() -> Path:
-    """Give the folder that downloads are kept in when none is named: the user's own."""
+    """Return the folder that downloads are kept in when none is named: the user's own."""
     return platformdirs.user_cache_path("whisper_lightning", appauthor=False)
 
 
@@ -54,7 +54,7 @@ class RemoteFolder:
         return without_keys(self.url)
 
     def fetch_index(self) -> Path:
-        """Download index.json, and the files it lists unless they are here; give the local folder that holds them.
+        """Download index.json, and the files it lists unless they are here; return the local folder that holds them.
 
         The folder is named by what index.json says, and never changes.
 
@@ -104,7 +104,7 @@ class RemoteFolder:
                 self._download(shard, path)
 
     def cached(self, shard: FileInfo) -> Path:
-        """Give where a shard is, or would be, in the cache."""
+        """Return where a shard is, or would be, in the cache."""
         return self.cache / "shards" / f"{shard['sha256']}.tar"
 
     def _download(self, shard: FileInfo, path: Path) -> None:
@@ -145,7 +145,7 @@ class RemoteFolder:
         )
 
     def _lock(self, digest: str) -> Path:
-        """Give the file that guards a download; two digits, so that not more than 256 of them lie about."""
+        """Return the file that guards a download; two digits, so that not more than 256 of them lie about."""
         folder = self.cache / "locks"
         folder.mkdir(parents=True, exist_ok=True)
         return folder / f"{digest[:2]}.lock"
@@ -178,15 +178,15 @@ class RemoteFolder:
         return True
 
     def _listed(self, content: bytes) -> list[FileInfo]:
-        """Give the files that index.json lists, which a remote folder must do."""
+        """Return the files that index.json lists, which a remote folder must do."""
         try:
             files = index_files(json.loads(content))
         except (ValueError, RecursionError) as error:
             raise UserError(f"{self}/index.json: {error}; upload the folder again") from None
         if not files:
             raise UserError(
-                f"{self}/index.json: has no sums of index.npy and rejected.csv; run whisper-lightning shards again "
-                "(finished shards are kept) and upload the folder"
+                f"{self}/index.json: has no checksums of index.npy and rejected.csv; run whisper-lightning shards "
+                "again (finished shards are kept) and upload the folder"
             )
         return files
 

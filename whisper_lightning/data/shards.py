@@ -2,7 +2,7 @@
 
 A folder holds `000000.tar`, … (per utterance `KEY.flac`, 16 kHz mono, and `KEY.json`), a record `000000.json` for each,
 which lets a killed build go on, and the index: `index.json` and `index.npy`. The tars are ordinary: plain `webdataset`
-reads them. `build.py` writes what this file reads. A folder may come from a stranger: what its index says is checked
+reads them. `build.py` writes what this file reads. A folder is not trusted: what its index says is checked
 before it leads anywhere.
 """
 
@@ -148,7 +148,7 @@ class ShardIndex:
         return np.asarray(self.table["num_samples"])
 
     def rejected(self) -> list[Rejected]:
-        """Give the rows that were left out when the shards were built.
+        """Return the rows that were left out when the shards were built.
 
         Raises:
             UserError: rejected.csv cannot be read.

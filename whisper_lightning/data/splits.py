@@ -28,7 +28,7 @@ Sources = dict[str, str | float]
 
 
 def name_sources(train: str, val: float | str, test: str | None = None, predict: str | None = None) -> Sources:
-    """Give what each split is read from. One that is not named is what another one is: test as val, predict as test.
+    """Return what each split is read from. One that is not named is what another one is: test as val, predict as test.
 
     Raises:
         UserError: One is an address that is not read.
@@ -53,14 +53,14 @@ def tests_on_val(sources: Sources) -> bool:
 
 
 def needed_splits(sources: Sources, stage: str) -> list[str]:
-    """Give the splits that `fit`, `validate`, `test` or `predict` opens; `fit` tests at its end."""
+    """Return the splits that `fit`, `validate`, `test` or `predict` opens; `fit` tests at its end."""
     if stage == "fit":
         return ["train", "val"] if tests_on_val(sources) else ["train", "val", "test"]
     return [{"validate": "val"}.get(stage, stage)]
 
 
 def read_from(sources: Sources, name: str) -> str:
-    """Give the CSV, folder or URL that the utterances of a split are in."""
+    """Return the CSV, folder or URL that the utterances of a split are in."""
     source = sources[name]
     return source if isinstance(source, str) else str(sources["train"])
 
@@ -78,7 +78,7 @@ def check_sources(sources: Sources, stage: str) -> None:
 
 
 def choose(sources: Sources, name: str, count: int, seed: int) -> NDArray[np.int64]:
-    """Give which of the `count` utterances that can be used belong to a split, as positions, ascending."""
+    """Return which of the `count` utterances that can be used belong to a split, as positions, ascending."""
     source, held_out = sources[name], sources["val"]
     if isinstance(source, str) and not (name == "train" and isinstance(held_out, float)):
         return np.arange(count)
@@ -134,7 +134,7 @@ class Split:
 def admit(
     index: ShardIndex, max_samples: int, max_tokens: int, encoder: LabelEncoder, *, require_sentence: bool
 ) -> tuple[NDArray[np.int32], list[Rejected]]:
-    """Give the utterances that a model can take, and those that it cannot, with reasons.
+    """Return the utterances that a model can take, and those that it cannot, with reasons.
 
     Args:
         index: The shards.

@@ -98,7 +98,7 @@ class _Lines:
             yield line
 
     def ahead(self) -> Iterator[str]:
-        """Give the lines that come next and leave them where they are."""
+        """Return the lines that come next and leave them where they are."""
         for i in range(MAX_ROW_LINES):
             if i == len(self._ahead):
                 if (line := self._read()) is None:
@@ -132,7 +132,7 @@ class _Splitter:
         self._unclosed = re.compile(r'"(?:[^"]+|"")*+\Z')
 
     def split(self, text: str) -> tuple[list[str], bool]:
-        """Give the fields, and whether they are whole: no quote is open, no line break outside of quotes."""
+        """Return the fields, and whether they are whole: no quote is open, no line break outside of quotes."""
         if '"' not in text:
             return text.split(self.separator), "\n" not in text
         fields, whole, position = [], True, 0
@@ -152,7 +152,7 @@ class _Splitter:
 
 
 def _records(lines: _Lines) -> Iterator[tuple[list[str], str]]:
-    """Give the fields of each record, and what is wrong with it."""
+    """Return the fields of each record, and what is wrong with it."""
     splitter = _Splitter(_find_separator(lines))
     width = 0
     for line in lines:

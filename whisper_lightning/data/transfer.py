@@ -17,7 +17,6 @@ from urllib import request
 from urllib.error import HTTPError
 from urllib.parse import quote, urlsplit, urlunsplit
 
-import fsspec
 from tqdm import tqdm
 
 from whisper_lightning.addresses import CONTAINERS, REMOTE
@@ -38,7 +37,6 @@ QUIET_SECONDS = 5.0
 BLOCK_BYTES = 1 << 16
 RANGE_BYTES = 8 << 20
 """What fsspec is asked for at a time: no more is lost when a connection drops."""
-
 T = TypeVar("T")
 
 
@@ -72,7 +70,7 @@ def is_remote(option: str, source: str) -> bool:
 
 
 def local_path(option: str, path: str) -> Path:
-    """Give the path, which must be local.
+    """Return the path, which must be local.
 
     Raises:
         UserError: It is a URL or a command.
@@ -83,7 +81,7 @@ def local_path(option: str, path: str) -> Path:
 
 
 def join(url: str, name: str) -> str:
-    """Give the URL of a file in the folder at `url`."""
+    """Return the URL of a file in the folder at `url`."""
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc, f"{parts.path.rstrip('/')}/{name}", parts.query, ""))
 
@@ -204,7 +202,7 @@ def _size(url: str) -> int:
 
 
 def _blocks(url: str, offset: int, num_bytes: int) -> Iterator[bytes]:
-    """Give the bytes of a file from `offset` on, up to `num_bytes` or until the connection drops."""
+    """Return the bytes of a file from `offset` on, up to `num_bytes` or until the connection drops."""
     with _asking(url):
         if not _is_http(url):
             filesystem, path = _filesystem(url)
@@ -258,8 +256,7 @@ class _InTime(http.client.HTTPConnection):
         return response
 
 
-class _InTimeSecurely(_InTime, http.client.HTTPSConnection):
-    """The same for https."""
+class _InTimeSecurely(_InTime, http.client.HTTPSConnection): ...
 
 
 class _HTTPHandler(request.HTTPHandler):
@@ -295,7 +292,9 @@ def _get(url: str, byte_range: str) -> http.client.HTTPResponse:
 def _filesystem(url: str) -> tuple[Any, str]:
     package = PACKAGES[urlsplit(url).scheme]
     try:
+        import fsspec
+
         filesystem, path = fsspec.url_to_fs(url)
     except ImportError:
-        raise UserError(f"{url}: this address is read with {package}; pip install {package}") from None
+        raise UserError(f"{url}: this address is read with {package}; pip install fsspec {package}") from None
     return filesystem, path

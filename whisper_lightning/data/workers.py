@@ -43,7 +43,7 @@ _temporary_folders: dict[int, str] = {}
 
 @contextmanager
 def _one_temporary_folder() -> Iterator[None]:
-    """Give workers one folder for their sockets; one that each made for itself would stay when it is killed.
+    """Return workers one folder for their sockets; one that each made for itself would stay when it is killed.
 
     Workers make it, as soon as they watch this process, and the last one removes it: nobody else would if this one
     were killed before or after. This process goes on with its own.

@@ -75,7 +75,7 @@ def start_worker(stop: Event, places: SynchronizedArray[int]) -> None:
 
 
 def build_shard(task: Task) -> int:
-    """Build one shard and its record, unless they are there; give its number."""
+    """Build one shard and its record, unless they are there; return its number."""
     folder, number, fingerprint = task.folder, task.number, task.fingerprint
     if load_record(folder, number, fingerprint) is not None or _take_over(task):
         return number
@@ -100,7 +100,7 @@ def build_shard(task: Task) -> int:
 
 
 def load_record(folder: Path, number: int, fingerprint: str) -> dict[str, Any] | None:
-    """Give the record of a finished shard, or None when it is to be built (again)."""
+    """Return the record of a finished shard, or None when it is to be built (again)."""
     try:
         record: dict[str, Any] = json.loads((folder / f"{number:06d}.json").read_text(encoding="utf-8"))
         tar_bytes = (folder / f"{number:06d}.tar").stat().st_size if record["table"] else 0
@@ -172,7 +172,7 @@ def _state(path: str) -> list[int] | None:
 
 
 def _write_tar(path: Path, task: Task) -> tuple[list[tuple[int, ...]], list[Rejected], _States, _States]:
-    """Give the table of the utterances written, the rows left out, and the states of both's files."""
+    """Return the table of the utterances written, the rows left out, and the states of both's files."""
     table: list[tuple[int, ...]] = []
     rejected: list[Rejected] = []
     files: _States = []

@@ -83,7 +83,7 @@ def find_base(source: str, run: Run | None) -> str | None:
 
 
 def find_license(base: str | None) -> str | None:
-    """Give the licence that a fine-tune inherits, if it is known: OpenAI's models on the hub are under Apache 2.0."""
+    """Return the licence that a fine-tune inherits, if it is known: OpenAI's models on the hub are under Apache 2.0."""
     return "apache-2.0" if base is not None and base.startswith("openai/whisper") else None
 
 
@@ -124,7 +124,7 @@ def model_card(
 def _front_matter(
     name: str, language: str, base: str | None, run: Run | None, license_name: str | None
 ) -> dict[str, Any]:
-    """Give what the hub reads (huggingface.co/docs/hub/model-cards)."""
+    """Return what the hub reads (huggingface.co/docs/hub/model-cards)."""
     front: dict[str, Any] = {
         "language": [language],
         "license": license_name or "unknown",
@@ -197,7 +197,7 @@ def _training(words: dict[str, str], run: Run, hours: float | None, num_utteranc
 
 
 def _length(words: dict[str, str], trainer: dict[str, Any]) -> str:
-    """Give the run's optimizer steps, or its epochs where these were asked for."""
+    """Return the run's optimizer steps, or its epochs where these were asked for."""
     return str(trainer["max_steps"]) if trainer["max_steps"] > 0 else f"{trainer['max_epochs']} {words['epochs']}"
 
 

@@ -61,7 +61,7 @@ class Form(NamedTuple):
 
 
 def converted(source: str) -> Form:
-    """Give a model in CTranslate2's form: the one made before, or one made now if the weights are others.
+    """Return a model in CTranslate2's form: the one made before, or one made now if the weights are others.
 
     It is kept in the run's folder, or in the user's cache where there is no run or it may not be written to.
 

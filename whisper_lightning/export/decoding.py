@@ -43,7 +43,7 @@ class Decoding:
 
     @classmethod
     def of(cls, module: WhisperModule) -> Decoding:
-        """Give the decoding of a module's language and task."""
+        """Return the decoding of a module's language and task."""
         whisper = module.whisper
         suppressed = tuple(whisper.generation_config.suppress_tokens)
         return cls(
@@ -58,7 +58,7 @@ class Decoding:
         )
 
     def pad(self, waveform: torch.Tensor) -> torch.Tensor:
-        """Give `(N,)` with silence up to the full context, as Whisper is trained."""
+        """Return `(N,)` with silence up to the full context, as Whisper is trained."""
         return F.pad(waveform, (0, self.num_samples - len(waveform)))
 
 

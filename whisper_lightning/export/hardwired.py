@@ -60,7 +60,7 @@ def _other_token(tokenizer: Any, vocab_size: int) -> str | None:
 
 
 def token_bytes(tokenizer: Any) -> dict[int, bytes]:
-    """Give the bytes of each text token, by id; what a byte-level BPE could not have written is left out."""
+    """Return the bytes of each text token, by id; what a byte-level BPE could not have written is left out."""
     letters = _letters()
     texts = set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab())
     written = [token for token in texts if letters.keys() >= set(token)]
@@ -69,7 +69,7 @@ def token_bytes(tokenizer: Any) -> dict[int, bytes]:
 
 
 def _letters() -> dict[str, int]:
-    """Give the byte that each letter of a byte-level vocabulary stands for.
+    """Return the byte that each letter of a byte-level vocabulary stands for.
 
     Bytes that are visible Latin-1 characters stand for themselves; the others, in order, are moved to 256 and up
     (Radford et al. 2019, GPT-2).

@@ -71,7 +71,7 @@ def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 
 def _english_spellings() -> Any:
-    """Give the British spellings of English words, which every published Whisper's normalizer.json lists."""
+    """Return the British spellings of English words, which every published Whisper's normalizer.json lists."""
     return json.loads(importlib.resources.files("whisper").joinpath("normalizers/english.json").read_text("utf-8"))
 
 

@@ -34,7 +34,7 @@ RENAMED = (
 
 
 def dimensions(module: WhisperModule) -> dict[str, int]:
-    """Give the sizes of a model under openai-whisper's names, in its order (`ModelDimensions`)."""
+    """Return the sizes of a model under openai-whisper's names, in its order (`ModelDimensions`)."""
     config = module.whisper.config
     return {
         "n_mels": config.num_mel_bins,
@@ -51,7 +51,7 @@ def dimensions(module: WhisperModule) -> dict[str, int]:
 
 
 def renamed_state(module: WhisperModule) -> dict[str, torch.Tensor]:
-    """Give the weights under openai-whisper's names; the output layer is the embedding, and has none."""
+    """Return the weights under openai-whisper's names; the output layer is the embedding, and has none."""
     state = {}
     for name, tensor in module.state_dict().items():
         if name == "whisper.proj_out.weight":

@@ -24,7 +24,7 @@ def check_repository(name: str) -> None:
 
 
 def list_files(folder: Path) -> list[tuple[str, int]]:
-    """Give what `push` would send: names in the repository, and bytes."""
+    """Return what `push` would send: names in the repository, and bytes."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in files]
 

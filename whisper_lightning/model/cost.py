@@ -99,5 +99,5 @@ def training_memory_bytes(
 
 
 def rows_at_once(batch_size: int, seconds: float, activation_seconds: float) -> int:
-    """Give how many utterances of a batch keep their activations at once; at least one."""
+    """Return how many utterances of a batch keep their activations at once; at least one."""
     return batch_size if batch_size * seconds <= activation_seconds else max(1, int(activation_seconds // seconds))

@@ -130,7 +130,7 @@ def beam_decode(
 
 
 def _suppressed(whisper: WhisperForConditionalGeneration, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give the tokens that are never generated, and those that never come first."""
+    """Return the tokens that are never generated, and those that never come first."""
     config = whisper.generation_config
     always = torch.tensor(config.suppress_tokens or [], dtype=torch.long, device=device)
     at_first = torch.tensor(config.begin_suppress_tokens or [], dtype=torch.long, device=device)

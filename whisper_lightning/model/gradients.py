@@ -24,13 +24,13 @@ class TokenMean:
         self._num_tokens = 0
 
     def add(self, loss_sum: torch.Tensor, num_tokens: int) -> torch.Tensor:
-        """Note a batch of the group; gives its loss, to be differentiated."""
+        """Note a batch of the group; return its loss, to be differentiated."""
         self._sums.append(loss_sum.detach())
         self._num_tokens += num_tokens
         return loss_sum * GRADIENT_SCALE
 
     def normalize(self, optimizer: torch.optim.Optimizer, trainer: Trainer) -> torch.Tensor:
-        """Divide the gradients, and begin the next group; gives the loss per token."""
+        """Divide the gradients, and begin the next group; return the loss per token."""
         totals = torch.stack([torch.stack(self._sums).sum(), self._sums[0].new_tensor(self._num_tokens)])
         totals = trainer.strategy.reduce(totals, reduce_op="sum")
         loss_sum, num_tokens = totals.unbind()
@@ -70,7 +70,7 @@ class FiniteLosses:
 def clip_gradients(
     optimizer: torch.optim.Optimizer, trainer: Trainer, limit: float | None, algorithm: str | None
 ) -> torch.Tensor:
-    """Bound the gradient's norm, or each of its values; gives the norm that it had before.
+    """Bound the gradient's norm, or each of its values; return the norm that it had before.
 
     Args:
         optimizer: Of the parameters.

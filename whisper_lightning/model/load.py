@@ -15,8 +15,8 @@ from whisper_lightning.files import read_checkpoint
 from whisper_lightning.model.module import WhisperModule
 
 
-def load(source: str, *, language: str | None = None, exact: bool = False, num_beams: int = 1) -> WhisperModule:
-    """Give a module in evaluation mode, on the CPU in float32.
+def load(source: str | Path, *, language: str | None = None, exact: bool = False, num_beams: int = 1) -> WhisperModule:
+    """Return a module in evaluation mode, on the CPU in float32.
 
     Args:
         source: A run's folder (its `best/` is taken), a checkpoint file of a run (`last.ckpt`), a folder in Hugging
@@ -28,6 +28,7 @@ def load(source: str, *, language: str | None = None, exact: bool = False, num_b
     Raises:
         UserError: There is no model, or a run that has no best model yet.
     """
+    source = str(source)
     path = Path(source)
     told: dict[str, Any] = {"num_beams": num_beams}
     if language is not None:
@@ -48,14 +49,14 @@ def load(source: str, *, language: str | None = None, exact: bool = False, num_b
 
 
 def find_run(source: str) -> Path | None:
-    """Give the folder of the run that a model is from: its folder, its `best/`, or one of its checkpoint files."""
+    """Return the folder of the run that a model is from: its folder, its `best/`, or one of its checkpoint files."""
     path = Path(source).resolve()
     folders = (path, path.parent, path.parent.parent)
     return next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
 
 
 def model_files(source: str) -> list[Path]:
-    """Give the files that a model is made of; with others in their places it is another model.
+    """Return the files that a model is made of; with others in their places it is another model.
 
     Of the hub's it is one, whose path names the revision.
 
@@ -79,7 +80,7 @@ def model_files(source: str) -> list[Path]:
 
 
 def _trained_for(source: str) -> dict[str, Any]:
-    """Give language and task as far as the folder names them; published models name neither."""
+    """Return language and task as far as the folder names them; published models name neither."""
     try:
         generation = GenerationConfig.from_pretrained(source).to_dict()
     except Exception:

@@ -119,7 +119,7 @@ class WhisperModule(LightningModule):
         let_write(self.whisper.generation_config, self.processor.tokenizer, written)
 
     def never_written(self) -> dict[int, str]:
-        """Give the tokens that are suppressed, but for special ones, and their texts."""
+        """Return the tokens that are suppressed, but for special ones, and their texts."""
         return never_written(self.whisper.generation_config, self.processor.tokenizer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -177,7 +177,7 @@ class WhisperModule(LightningModule):
         optimizer.zero_grad()
 
     def take_step_metrics(self) -> dict[str, torch.Tensor | float]:
-        """Give loss, gradient norm and learning rate of the optimizer step just finished, once; else nothing."""
+        """Return loss, gradient norm and learning rate of the optimizer step just finished, once; else nothing."""
         metrics, self._step_metrics = self._step_metrics, {}
         return metrics
 
@@ -203,7 +203,7 @@ class WhisperModule(LightningModule):
         return Decoded(self.decode(encoded), loss_sum, len(batch.label_tokens))
 
     def decode(self, encoded: Encoded, *, max_new_tokens: int | None = None) -> list[str]:
-        """Give a transcript for each encoded utterance, of at most `max_new_tokens` or else `max_tokens` tokens."""
+        """Return a transcript for each encoded utterance, of at most `max_new_tokens` or else `max_tokens` tokens."""
         limit = self.max_tokens if max_new_tokens is None else max_new_tokens
         num_beams = self.whisper.generation_config.num_beams
         return [self.text(row) for row in decode(self.whisper, encoded, self.encoder.prompt, limit, num_beams)]
@@ -243,7 +243,7 @@ class WhisperModule(LightningModule):
         return texts
 
     def text(self, tokens: Sequence[int]) -> str:
-        """Give the transcript of generated ids, without special tokens and outer blanks."""
+        """Return the transcript of generated ids, without special tokens and outer blanks."""
         return str(self.processor.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
 
     test_step = validation_step  # type: ignore[assignment]
@@ -289,7 +289,7 @@ class WhisperModule(LightningModule):
         save_whisper(self.whisper, self.processor, folder, named, dtype)
 
     def reload(self, folder: Path) -> WhisperModule:
-        """Give a module with the same options and the weights of a folder that `save_pretrained` wrote."""
+        """Return a module with the same options and the weights of a folder that `save_pretrained` wrote."""
         options = {name: value for name, value in self.hparams.items() if name != "_instantiator"}  # LightningCLI's
         options |= {"checkpoint": str(folder), "random_weights": False, "initial_weights": None}
         return WhisperModule(**options)

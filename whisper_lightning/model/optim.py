@@ -25,7 +25,7 @@ def parameter_groups(parameters: Iterable[tuple[str, nn.Parameter]], weight_deca
 
 
 def learning_rate_factor(step: int, *, warmup_steps: int, max_steps: int, schedule: Schedule) -> float:
-    """Give the factor on the learning rate for the optimizer step that follows `step` finished ones.
+    """Return the factor on the learning rate for the optimizer step that follows `step` finished ones.
 
     The first step has 1 / warmup_steps, not 0, so no step is wasted; the last one ends just above 0.
 

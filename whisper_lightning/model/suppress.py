@@ -8,7 +8,7 @@ from whisper_lightning.text import marks
 
 
 def never_written(config: GenerationConfig, tokenizer: WhisperTokenizer) -> dict[int, str]:
-    """Give the tokens that are suppressed, but for special ones, and their texts."""
+    """Return the tokens that are suppressed, but for special ones, and their texts."""
     special = tokenizer.added_tokens_decoder
     return {token: tokenizer.decode([token]) for token in config.suppress_tokens if token not in special}
 

@@ -79,14 +79,14 @@ class Tail:
             self._lengths = _silence(encoder)[-2][0].norm(dim=-1).float().cpu().numpy()
 
     def num_frames(self, num_frames: int) -> int:
-        """Give the log-mel frames that a batch needs whose speech has so many; all frames if nothing can be saved."""
+        """Return the log-mel frames that a batch needs whose speech has so many; all frames if nothing can be saved."""
         exact = num_frames // 2 + MARGIN
         if self.num_cells is None or exact + self.num_cells >= self._end:
             return 2 * (self._end + 1)
         return 2 * (exact + 1)
 
     def num_positions(self, num_frames: int) -> int:
-        """Give the positions that are computed of `num_frames` log-mel frames."""
+        """Return the positions that are computed of `num_frames` log-mel frames."""
         exact = num_frames // 2 - 1
         return exact + 1 if exact == self._end else exact + len(self._choose(exact)[0])
 
@@ -160,7 +160,7 @@ def _join(states: torch.Tensor, loud: torch.Tensor) -> torch.Tensor:
 
 
 def _borders(num_positions: int, num_cells: int) -> NDArray[np.int64]:
-    """Cut a row into cells that grow from both of its ends to the middle, each by the same ratio; give the cuts."""
+    """Cut a row into cells that grow from both of its ends to the middle, each by the same ratio; return the cuts."""
     if num_cells >= num_positions:
         return np.arange(1, num_positions)
     steps = np.arange(max(1, num_cells // 2))

@@ -65,7 +65,7 @@ def load_weights(checkpoint: str, config: WhisperConfig) -> WhisperForConditiona
 
 
 def identify(whisper: WhisperForConditionalGeneration, tokenizer: Any, *, with_weights: bool) -> str:
-    """Give a digest of a model that does not depend on where it lies and what it is called.
+    """Return a digest of a model that does not depend on where it lies and what it is called.
 
     Args:
         whisper: The model as it was loaded.

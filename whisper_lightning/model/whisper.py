@@ -42,7 +42,7 @@ def load_whisper(
 
 
 def greedy_config(checkpoint: str, config: WhisperConfig, encoder: LabelEncoder, *, suppress: bool) -> GenerationConfig:
-    """Give the generation config with which other programs decode as we do: greedily.
+    """Return the generation config with which other programs decode as we do: greedily.
 
     What is missing in an older folder, or the whole file, follows from the tokenizer.
 
@@ -75,7 +75,7 @@ def greedy_config(checkpoint: str, config: WhisperConfig, encoder: LabelEncoder,
 
 
 def _special_ids(encoder: LabelEncoder) -> dict[str, Any]:
-    """Give what a generation config says of the vocabulary."""
+    """Return what a generation config says of the vocabulary."""
     vocabulary = encoder.vocabulary
     ids: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), encoder.end)
     ids |= {"decoder_start_token_id": encoder.prompt[0], "no_timestamps_token_id": encoder.prompt[-1]}

@@ -48,7 +48,7 @@ class Difference(NamedTuple):
 
 
 def estimate_rate(errors: Sequence[int], lengths: Sequence[int]) -> Estimate:
-    """Give a corpus-level rate with its interval: errors of each utterance over its length, as `bootstrap_interval`."""
+    """Return a corpus-level rate with its interval: errors of each utterance over its length (`bootstrap_interval`)."""
     value = 100.0 * sum(errors) / max(1, sum(lengths))
     if len(errors) < MIN_UTTERANCES:
         return Estimate(value, None, None)
@@ -82,7 +82,7 @@ def paired_difference(first: Sequence[int], second: Sequence[int], lengths: Sequ
 def bootstrap_interval(
     errors: NDArray[Any], lengths: NDArray[Any], *, num_samples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """Give the 95 % interval of a corpus error rate over resampled utterances.
+    """Return the 95 % interval of a corpus error rate over resampled utterances.
 
     Percentile bootstrap (Efron 1979; for word error rates Bisani and Ney 2004): utterances are drawn with
     replacement, errors and lengths are summed, and divided once. It says how far the figure could lie off with other

@@ -6,7 +6,7 @@ import unicodedata
 
 
 def normalize(text: str) -> str:
-    """Give the words that `wer_normalized` compares: lower case, no punctuation, ñ, ü and accents kept.
+    """Return the words that `wer_normalized` compares: lower case, no punctuation, ñ, ü and accents kept.
 
     Everything that is no letter, digit or mark separates words; letters are composed (NFC) first, so that
     "n" + tilde and "ñ" are the same letter.

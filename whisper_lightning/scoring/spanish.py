@@ -156,7 +156,7 @@ def align_words(reference: str, hypothesis: str) -> str:
 
 
 def aligned_pairs(alignment: str) -> Iterator[tuple[str, int | None, int | None]]:
-    """Give each step of an alignment with the positions of its words in reference and hypothesis."""
+    """Return each step of an alignment with the positions of its words in reference and hypothesis."""
     i = j = 0
     for step in alignment:
         yield step, None if step == "I" else i, None if step == "D" else j

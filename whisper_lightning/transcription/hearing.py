@@ -98,7 +98,7 @@ def _hear_again(
 
 
 def _by_window(segments: Iterable[Segment], windows: Sequence[Window]) -> Iterator[list[Segment]]:
-    """Give the segments of each window as they come; they carry its first frame."""
+    """Return the segments of each window as they come; they carry its first frame."""
     groups = groupby(segments, key=lambda segment: segment.seek)
     seek, group = next(groups, (-1, iter(())))
     for start, _ in windows:
@@ -118,7 +118,7 @@ def _judged(
     batch_size: int,
     again: Callable[[list[Window]], Iterable[Segment]],
 ) -> Iterator[Segment]:
-    """Give the segments of the batched pipeline; what it heard badly, or left out at a window's end, is heard again."""
+    """Return the batched pipeline's segments; what it heard badly, or left out at a window's end, is heard again."""
     found = zip(windows, _by_window(segments, windows), strict=True)
     while group := list(islice(found, batch_size)):
         kept: list[Segment] = []

@@ -51,7 +51,7 @@ def find_audio(places: Sequence[Path]) -> list[Path]:
 
 
 def stems(paths: Sequence[AnyPath]) -> list[PurePath]:
-    """Give each absolute path a different relative name for its transcript.
+    """Return each absolute path a different relative name for its transcript.
 
     It is its own, from the deepest folder that is above all, without the ending where that leaves them different.
     """

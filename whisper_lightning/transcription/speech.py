@@ -49,7 +49,7 @@ class Speech(NamedTuple):
         return len(self.waveform) / SAMPLE_RATE_HZ
 
     def between(self, start: float, end: float) -> float:
-        """Give how much speech there is from `start` to `end`."""
+        """Return how much speech there is from `start` to `end`."""
         inside = np.clip(self.spans, start, end)
         return float((inside[:, 1] - inside[:, 0]).sum())
 
@@ -65,7 +65,7 @@ class Speech(NamedTuple):
         return windows
 
     def restored(self, segment: Segment) -> Segment:
-        """Give a segment its times in the recording; each word stays in one span, and none is shown over silence."""
+        """Return a segment its times in the recording; each word stays in one span, and none is shown over silence."""
         words = segment.words or []
         for each in words or [segment]:
             each.start, each.end = self._place(each.start, each.end)

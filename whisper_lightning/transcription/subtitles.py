@@ -102,7 +102,7 @@ def _between_pauses(words: Sequence[Word]) -> list[list[Word]]:
 
 
 def _end_of_cue(run: list[Word], first: int, limits: CueLimits) -> int:
-    """Give the number of the word that begins the next cue."""
+    """Return the number of the word that begins the next cue."""
     most = first + 1
     while most < len(run) and _fits(run[first : most + 1], limits):
         most += 1
@@ -203,7 +203,7 @@ def _shown(cue: Cue) -> str:
 
 
 def _clock(seconds: float, mark: str) -> str:
-    """Give hours:minutes:seconds, then milliseconds after a mark."""
+    """Return hours:minutes:seconds, then milliseconds after a mark."""
     milliseconds = round(1000 * seconds)
     minutes, milliseconds = divmod(milliseconds, 60_000)
     whole, milliseconds = divmod(milliseconds, 1000)
