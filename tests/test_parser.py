@@ -47,10 +47,8 @@ def test_a_mistyped_option_is_one_short_line(
 
 def test_a_mistyped_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fti"]) == 2
-    assert (
-        one_error(capsys)
-        == "error: 'fti' is no command (fit, validate, test, predict, shards, evaluate, export, transcribe); did you mean fit?"
-    )
+    commands = "fit, validate, test, predict, shards, evaluate, export, transcribe"
+    assert one_error(capsys) == f"error: 'fti' is no command ({commands}); did you mean fit?"
 
 
 def test_no_arguments_print_a_short_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from faster_whisper.transcribe import Segment, Word
 from tests import command
 from tests.conftest import MODEL, QUICKSTART, one_error, read_rows
 from tests.multilingual import write_model
-from whisper_lightning.transcription.hearing import _by_window, _in_batches, _judged
+from whisper_lightning.transcription.hearing import _at_once, _by_window, _judged
 from whisper_lightning.transcription.recognizer import open_recognizer
 from whisper_lightning.transcription.recordings import stems
 from whisper_lightning.transcription.speech import Speech
@@ -230,7 +230,7 @@ def test_what_was_heard_badly_or_left_out_is_heard_again(
         lengths.extend(end - start for start, end in pieces)
         return []
 
-    kept = list(_judged([segment], [(0.0, 8.0)], speech, options, 8, again))
+    kept = list(_judged([[((0.0, 8.0), [segment])]], speech, options, again))
     assert lengths == heard_again
     assert len(kept) == (heard_again != [8.0])
 
@@ -242,7 +242,7 @@ def test_what_was_heard_badly_or_left_out_is_heard_again(
         (["https://example.org/a.wav"], ["no such file"]),
         (["empty"], ["empty", "no audio", ".wav"]),
         (["a.wav", "--format", "srt,doc"], ["'doc'", "txt,srt,vtt,tsv,json"]),
-        (["a.wav", "--batch_size", "0"], ["--batch_size", "0"]),
+        (["a.wav", "--batch_size", "-1"], ["--batch_size", "-1"]),
         (["a.wav", "--max_lines", "0"], ["--max_lines", "0"]),
         (["a.wav", "--language", "klingon"], ["klingon", "es", "auto"]),
         (["a.wav", "--compute_type", "int9"], ["--compute_type", "int9", "int8"]),
@@ -270,7 +270,7 @@ def test_segments_are_told_by_window_wherever_it_begins(model: str) -> None:
     windows = [(0.0, 0.2), (8.11, 8.15), (8.19, 8.4), (16.13, 16.3), (17.0, 17.2)]
     recognizer = open_recognizer(model)
     told = {"language": "es", "beam_size": 1, "max_new_tokens": 3, "word_timestamps": False}
-    segments, _ = _in_batches(recognizer, np.zeros(18 * RATE, np.float32), windows, 8, told)
+    segments, _ = _at_once(recognizer, np.zeros(18 * RATE, np.float32), told, windows)
     found = list(_by_window(segments, windows))
     assert all(found)
     assert [window[0].start for window in found] == pytest.approx([start for start, _ in windows], abs=0.02)

@@ -40,7 +40,9 @@ def run(args: list[str]) -> int:
     cues.add_argument("--max_seconds", type=float, default=7.0, help="that a cue is shown")
     heard = parser.add_argument_group("faster-whisper's own, by their names there")
     heard.add_argument("--sequential", action="store_true", help="one window after the other instead of batches")
-    heard.add_argument("--batch_size", type=int, default=8, help="windows that are heard at once")
+    heard.add_argument(
+        "--batch_size", type=int, default=0, help="windows that are heard at once; 0 for what suits the device"
+    )
     heard.add_argument("--task", choices=["transcribe", "translate"], default="transcribe", help="translate to English")
     heard.add_argument("--beam_size", type=int, default=BEAM_SIZE, help=f"{BEAM_SIZE} by default")
     heard.add_argument("--temperature", type=float, nargs="+", default=[0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
@@ -64,7 +66,9 @@ def _transcribe(options: argparse.Namespace, heard: dict[str, Any], scratch: Pat
     unknown = [name for name in formats if name not in FORMATS]
     if unknown:
         raise UserError(f"--format: there is no {unknown[0]!r}; choose from {','.join(FORMATS)}")
-    for name in ("batch_size", "beam_size", "max_line_length", "max_lines", "max_seconds"):
+    if options.batch_size < 0:
+        raise UserError(f"--batch_size: {options.batch_size}; 0, or how many")
+    for name in ("beam_size", "max_line_length", "max_lines", "max_seconds"):
         if getattr(options, name) <= 0:
             raise UserError(f"--{name}: {getattr(options, name)}; above 0")
     limits = CueLimits(options.max_line_length, options.max_lines, options.max_seconds)

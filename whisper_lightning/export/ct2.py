@@ -19,7 +19,7 @@ from whisper_lightning.export import hf
 from whisper_lightning.export.decoding import Client, Decoding
 from whisper_lightning.export.hardwired import difference
 from whisper_lightning.files import replacing
-from whisper_lightning.model.load import find_run, load, model_files
+from whisper_lightning.model.load import find_run, is_fine_tuned, load, model_files
 from whisper_lightning.model.module import WhisperModule
 from whisper_lightning.terminal import say
 
@@ -53,11 +53,13 @@ class Form(NamedTuple):
         folder: Where it is.
         language: Code of the language.
         suppress_tokens: What it never writes; empty where it may write all.
+        tells_times: It tells when a text begins and ends. Who is fine-tuned on sentences forgets it.
     """
 
     folder: Path
     language: str
     suppress_tokens: list[int]
+    tells_times: bool
 
 
 def converted(source: str) -> Form:
@@ -81,7 +83,7 @@ def converted(source: str) -> Form:
         with suppress(OSError, ValueError, KeyError):
             told = json.loads((folder / NOTE).read_text(encoding="utf-8"))
             if told["made_from"] == made_from:
-                return Form(folder, str(told["language"]), list(told["suppress_tokens"]))
+                return Form(folder, str(told["language"]), list(told["suppress_tokens"]), bool(told["tells_times"]))
     module = load(source)
     found = difference(module)
     if found is not None:
@@ -90,13 +92,18 @@ def converted(source: str) -> Form:
             f"{found}; transcribe its clips with python -m whisper_lightning predict"
         )
     suppressed = list(module.whisper.generation_config.suppress_tokens)
-    note = {"made_from": made_from, "language": module.encoder.language, "suppress_tokens": suppressed}
+    told = {
+        "language": module.encoder.language,
+        "suppress_tokens": suppressed,
+        "tells_times": not is_fine_tuned(source),
+    }
+    note = {"made_from": made_from, **told}
     say(f"converting {source} for faster-whisper, once")
     if own is not None:
         with suppress(PermissionError):
-            return Form(_keep(module, own, note), module.encoder.language, suppressed)
+            return Form(_keep(module, own, note), **told)
     try:
-        return Form(_keep(module, cache, note), module.encoder.language, suppressed)
+        return Form(_keep(module, cache, note), **told)
     except OSError as error:
         raise UserError(
             f"{cache}: cannot be written ({error.strerror or error}); set HF_HOME to another place"

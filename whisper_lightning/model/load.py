@@ -41,11 +41,25 @@ def load(source: str | Path, *, language: str | None = None, exact: bool = False
         runs = sorted(config.parent.name for config in path.parent.glob("*/config.yaml"))
         if runs:  # the hub has no such model either, and offline it takes minutes to say so
             raise UserError(f"there is no run {source!r}; in that folder are {', '.join(runs)}")
-    if (path / "best" / "config.json").is_file():
-        source = str(path / "best")
-    elif (path / "config.yaml").is_file() and not (path / "config.json").is_file():
+    found = _model_of(source)
+    if found == source and (path / "config.yaml").is_file() and not (path / "config.json").is_file():
         raise UserError(f"{source}: this run has no best model yet; give its checkpoints/last.ckpt, or validate once")
-    return WhisperModule(checkpoint=source, **_trained_for(source) | told).eval()
+    return WhisperModule(checkpoint=found, **_trained_for(found) | told).eval()
+
+
+def is_fine_tuned(source: str) -> bool:
+    """Say whether a model names its language, as those that were fine-tuned on sentences do; published ones name none.
+
+    Args:
+        source: As `load` takes it.
+    """
+    return Path(source).is_file() or "language" in _trained_for(_model_of(source))
+
+
+def _model_of(source: str) -> str:
+    """Return the best model of a run's folder; another source as it is."""
+    best = Path(source) / "best"
+    return str(best) if (best / "config.json").is_file() else source
 
 
 def find_run(source: str) -> Path | None:
@@ -66,7 +80,7 @@ def model_files(source: str) -> list[Path]:
     path = Path(source)
     if path.is_file():
         return [path]
-    folder = path / "best" if (path / "best" / "config.json").is_file() else path
+    folder = Path(_model_of(source))
     found: list[Path] = []
     if folder.is_dir():
         found = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin", ".json"))

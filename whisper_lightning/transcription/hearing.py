@@ -1,7 +1,7 @@
 """One recording to segments: windows of its speech in batches, and again what was heard badly.
 
 faster-whisper's batched pipeline glues what is spoken together without any pause, lets the model tell no times, and
-takes every text as it comes. Here short pauses stay, and the model tells times, as it learned to. And a window whose
+takes every text as it comes. Here short pauses stay, and a model that can tell times does. And a window whose
 text repeats itself, that the model itself doubts, or where speech was left out, is heard again in short pieces. A piece
 that is heard badly too is heard by the sequential pipeline, at higher temperatures.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import groupby, islice
+from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,8 +28,14 @@ BEAM_SIZE = 3
 """As good as the usual 5 here, in less time."""
 WINDOW_SECONDS, PIECE_SECONDS = 30.0, 10.0
 """Windows are as long as the model hears; what is heard again is heard in short pieces, of which none is left out."""
+BATCH_SIZES = {"cuda": 8, "cpu": 2}
+"""Windows that are heard at once by default; a processor is as fast with few, and tells sooner how far it is."""
 REST_SECONDS = 2.0
 """So much speech that no word is for has not been heard."""
+
+
+Heard = tuple[Window, "list[Segment]"]
+"""A window and what was heard in it."""
 
 
 def hear(
@@ -41,36 +47,39 @@ def hear(
         recognizer: From `open_recognizer`.
         waveform: `(N,)` at 16 kHz.
         sequential: Hear one window after the other, each knowing what was said before.
-        batch_size: Windows that are heard at once.
+        batch_size: Windows that are heard at once; 0 for what suits the device.
         options: Of faster-whisper's `transcribe`, by their names there.
     """
     told: dict[str, Any] = {"language": recognizer.language, "beam_size": BEAM_SIZE}
     told |= {"word_timestamps": True, "vad_filter": True, **options}
     told["suppress_tokens"] = list(recognizer.suppress_tokens)
+    batch_size = batch_size or BATCH_SIZES.get(recognizer.model.model.device, BATCH_SIZES["cpu"])
     if sequential or not told["vad_filter"]:
         segments, info = recognizer.model.transcribe(waveform, **told)
         return info.language, iter(segments)
     speech = find_speech(waveform, WINDOW_SECONDS)
     windows = speech.windows(0.0, speech.seconds, WINDOW_SECONDS)
-    segments, info = _in_batches(recognizer, speech.waveform, windows, batch_size, told)
-    again = partial(_hear_again, recognizer, speech.waveform, batch_size, told | {"language": info.language})
-    judged = _judged(segments, windows, speech, info.transcription_options, batch_size, again)
+    segments, info = _at_once(recognizer, speech.waveform, told, windows[:batch_size])
+    told["language"] = info.language
+    listen = partial(_at_once, recognizer, speech.waveform, told)
+    again = partial(_hear_again, recognizer, speech.waveform, batch_size, told)
+    judged = _judged(_in_turn(segments, windows, batch_size, listen), speech, info.transcription_options, again)
     return info.language, map(speech.restored, judged)
 
 
-def _in_batches(
-    recognizer: Recognizer,
-    waveform: NDArray[np.float32],
-    windows: list[Window],
-    batch_size: int,
-    told: dict[str, Any],
+def _at_once(
+    recognizer: Recognizer, waveform: NDArray[np.float32], told: dict[str, Any], windows: list[Window]
 ) -> tuple[Iterable[Segment], TranscriptionInfo]:
-    """Hear windows of a recording with the batched pipeline."""
+    """Hear windows of a recording as one batch of the batched pipeline."""
     from faster_whisper import BatchedInferencePipeline
 
     clips = [{"start": start, "end": end} for start, end in windows]
     pipeline = BatchedInferencePipeline(recognizer.model)
-    options = {"batch_size": batch_size, "without_timestamps": False, "clip_timestamps": clips} | told
+    options = {
+        "batch_size": max(1, len(windows)),
+        "without_timestamps": not recognizer.tells_times,
+        "clip_timestamps": clips,
+    } | told
     if not windows:  # no clips would mean all of it
         waveform = waveform[:0]
     segments, info = pipeline.transcribe(waveform, **options)
@@ -87,14 +96,29 @@ def _hear_again(
     """Hear pieces at once; what is still heard badly, alone, at higher temperatures and with a threshold of silence."""
     if not pieces:
         return
-    segments, info = _in_batches(recognizer, waveform, pieces, batch_size, told)
-    for (start, end), heard in zip(pieces, _by_window(segments, pieces), strict=True):
+    listen = partial(_at_once, recognizer, waveform, told)
+    segments, info = listen(pieces[:batch_size])
+    for (start, end), heard in chain.from_iterable(_in_turn(segments, pieces, batch_size, listen)):
         if any(_is_doubtful(segment, info.transcription_options) for segment in heard):
             excerpt = waveform[int(start * SAMPLE_RATE_HZ) : int(end * SAMPLE_RATE_HZ)]
             alone, _ = recognizer.model.transcribe(excerpt, **told | {"vad_filter": False})
             yield from (_moved(segment, start) for segment in alone)
         else:
             yield from heard
+
+
+def _in_turn(
+    segments: Iterable[Segment],
+    windows: list[Window],
+    batch_size: int,
+    listen: Callable[[list[Window]], tuple[Iterable[Segment], TranscriptionInfo]],
+) -> Iterator[list[Heard]]:
+    """Return what is heard in each window, batch by batch as they are asked for; the first batch has been begun."""
+    for start in range(0, len(windows), batch_size):
+        group = windows[start : start + batch_size]
+        if start:
+            segments, _ = listen(group)
+        yield list(zip(group, _by_window(segments, group), strict=True))
 
 
 def _by_window(segments: Iterable[Segment], windows: Sequence[Window]) -> Iterator[list[Segment]]:
@@ -111,16 +135,13 @@ def _by_window(segments: Iterable[Segment], windows: Sequence[Window]) -> Iterat
 
 
 def _judged(
-    segments: Iterable[Segment],
-    windows: list[Window],
+    batches: Iterable[list[Heard]],
     speech: Speech,
     options: TranscriptionOptions,
-    batch_size: int,
     again: Callable[[list[Window]], Iterable[Segment]],
 ) -> Iterator[Segment]:
     """Return the batched pipeline's segments; what it heard badly, or left out at a window's end, is heard again."""
-    found = zip(windows, _by_window(segments, windows), strict=True)
-    while group := list(islice(found, batch_size)):
+    for group in batches:
         kept: list[Segment] = []
         pieces: list[Window] = []
         for (start, end), window in group:

@@ -32,11 +32,13 @@ class Recognizer:
         model: faster-whisper's.
         language: Code of the language that is spoken; None finds it by ear.
         suppress_tokens: Tokens that are never written.
+        tells_times: The model tells times as well as text; one that was fine-tuned on sentences leaves out more then.
     """
 
     model: WhisperModel
     language: str | None
     suppress_tokens: list[int]
+    tells_times: bool
 
 
 def open_recognizer(source: str, *, language: str | None = None, compute_type: str = "default") -> Recognizer:
@@ -60,7 +62,8 @@ def open_recognizer(source: str, *, language: str | None = None, compute_type: s
         model = _on_the_processor(form.folder, compute_type)
     if language not in (None, "auto", *model.supported_languages):
         raise UserError(f"--language: there is no {language!r}; a code such as es, or auto")
-    return Recognizer(model, None if language == "auto" else language or form.language, form.suppress_tokens)
+    spoken = None if language == "auto" else language or form.language
+    return Recognizer(model, spoken, form.suppress_tokens, form.tells_times)
 
 
 def _on_the_gpu(folder: Path, compute_type: str) -> WhisperModel | None:

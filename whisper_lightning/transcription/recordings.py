@@ -67,7 +67,7 @@ def stems(paths: Sequence[AnyPath]) -> list[PurePath]:
 
 
 def transcribe(
-    recognizer: Recognizer, paths: Sequence[Path], *, sequential: bool = False, batch_size: int = 8, **options: Any
+    recognizer: Recognizer, paths: Sequence[Path], *, sequential: bool = False, batch_size: int = 0, **options: Any
 ) -> Generator[tuple[Path, Transcript | AudioError]]:
     """Transcribe recordings of any length, each as soon as it is complete.
 
@@ -75,7 +75,7 @@ def transcribe(
         recognizer: From `open_recognizer`.
         paths: Audio files.
         sequential: Hear one window after the other, each knowing what was said before.
-        batch_size: Windows that are heard at once.
+        batch_size: Windows that are heard at once; 0 for what suits the device.
         options: Of faster-whisper's `transcribe`, by their names there.
 
     Yields:
@@ -86,7 +86,9 @@ def transcribe(
     """
     lengths = [promised_seconds(path) for path in paths]
     bar_format = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}]"
-    with tqdm(total=max(1.0, sum(lengths)), desc="transcribing", bar_format=bar_format) as bar:
+    total = max(1.0, sum(lengths))
+    # What remains is told by the whole time so far: the last moments are a burst of segments, or a long batch.
+    with tqdm(total=total, desc="transcribing", bar_format=bar_format, smoothing=0, mininterval=0) as bar:
         for number, path in enumerate(paths):
             before = sum(lengths[:number])
             try:
@@ -104,7 +106,7 @@ def transcribe(
                 except RuntimeError as error:
                     if "out of memory" not in str(error):
                         raise
-                    raise UserError(f"no memory for {batch_size} windows at once; lower --batch_size") from None
+                    raise UserError("no memory for so many windows at once; lower --batch_size") from None
                 yield path, _transcript(path, waveform, language, segments)
             bar.update(before + lengths[number] - bar.n)
 
