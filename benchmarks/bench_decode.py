@@ -20,14 +20,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from whisper_lightning.audio.constants import SAMPLE_RATE_HZ
 from whisper_lightning.data.generations import open_csv
 from whisper_lightning.export import ct2
 from whisper_lightning.export.decoding import Decoding
-from whisper_lightning.model.decode import decode
 from whisper_lightning.model.load import load
 from whisper_lightning.model.module import WhisperModule
 from whisper_lightning.scoring.edits import EditCounts, word_edits
@@ -42,9 +40,8 @@ PROGRAMS = ["ours", "transformers", "faster-whisper float32", "faster-whisper in
 @torch.no_grad()
 def ours(module: WhisperModule, decoding: Decoding, num_beams: int, clips: list[torch.Tensor]) -> list[str]:
     """Decode as an evaluation does."""
-    encoded = module.encode(pad_sequence(clips, batch_first=True))
-    tokens = decode(module.whisper, encoded, decoding.prompt, decoding.max_tokens, num_beams)
-    return [module.text(row) for row in tokens]
+    module.whisper.generation_config.num_beams = num_beams
+    return module.transcribe(clips, batch_size=len(clips), max_new_tokens=decoding.max_tokens)
 
 
 @torch.no_grad()

@@ -90,6 +90,13 @@ def test_a_short_word_stays_long_enough_to_read() -> None:
     ]
 
 
+@pytest.mark.parametrize(("gap", "closed"), [(0.3, True), (0.6, False)])
+def test_a_gap_too_short_to_see_is_closed(gap: float, closed: bool) -> None:
+    words = [Word(0.0, 4.0, " Uno."), Word(4.0 + gap, 8.0, " Dos.")]
+    first, second = cut_cues(words, LIMITS)
+    assert (first.end, second.end) == (4.0 + gap if closed else 4.0, 8.0)
+
+
 def test_formats_are_read_by_others(tmp_path: Path) -> None:
     words = [
         Word(0.0, 2.5, " ¿Qué tal, señor Núñez?"),

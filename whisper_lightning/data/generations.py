@@ -127,7 +127,7 @@ def _builds(home: Path, fingerprint: str = "") -> list[Path]:
 
 
 def _find_current(home: Path, fingerprint: str) -> ShardIndex | None:
-    """Open the newest build that is current; it may have been made in `home` itself, with `make_shards.py`."""
+    """Open the newest build that is current; it may have been made in `home` itself, with the command `shards`."""
     candidates = [*reversed(_builds(home, fingerprint)), home]
     return next((index for each in candidates if (index := open_current(each, fingerprint)) is not None), None)
 

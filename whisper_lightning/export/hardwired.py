@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from whisper_lightning.audio.constants import MAX_SECONDS, POSITIONS_PER_SECOND
 from whisper_lightning.errors import UserError
 from whisper_lightning.model.module import WhisperModule
 
-FULL_POSITIONS = 1500
-"""30 s."""
+FULL_POSITIONS = int(MAX_SECONDS * POSITIONS_PER_SECOND)
 
 
 def refuse_other(module: WhisperModule, name: str, client: str) -> None:
@@ -34,7 +34,7 @@ def difference(module: WhisperModule) -> str | None:
     if token is not None:
         return f"another vocabulary: {token}"
     if config.max_source_positions != FULL_POSITIONS:
-        return f"{config.max_source_positions / 50:g} s of context, not 30"
+        return f"{config.max_source_positions / POSITIONS_PER_SECOND:g} s of context, not 30"
     if config.num_mel_bins not in (80, 128):
         return f"{config.num_mel_bins} mel bins, not 80 or 128"
     if {config.encoder_ffn_dim, config.decoder_ffn_dim} != {4 * config.d_model}:

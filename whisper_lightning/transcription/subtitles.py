@@ -17,6 +17,8 @@ PAUSE_SECONDS = 0.8
 """A silence so long ends a cue: what follows is not shown before it is said."""
 SHORTEST_CUE_SECONDS = 1.0
 """A cue shorter than this goes on after its last word, as far as the next one lets it: nobody can read it else."""
+CLOSED_GAP_SECONDS = 0.5
+"""A shorter gap between two cues is closed, as subtitlers do: a screen that is empty for a moment flickers."""
 SENTENCE_ENDS, CLAUSE_ENDS = (".", "?", "!", "…"), (",", ";", ":")
 
 
@@ -88,7 +90,9 @@ def cut_cues(words: Sequence[Word], limits: CueLimits) -> list[Cue]:
             first = stop
     for number, cue in enumerate(cues):
         after = cues[number + 1].start if number + 1 < len(cues) else math.inf
-        cues[number] = cue._replace(end=max(cue.end, min(cue.start + SHORTEST_CUE_SECONDS, after)))
+        end = max(cue.end, min(cue.start + SHORTEST_CUE_SECONDS, after))
+        closed = after - end < CLOSED_GAP_SECONDS and after - cue.start <= limits.max_seconds
+        cues[number] = cue._replace(end=after if closed else end)
     return cues
 
 
