@@ -56,7 +56,7 @@ def run_ours(turns: Turns, job: Job) -> None:
     status = main(
         [
             "fit",
-            "--trainer.callbacks=bench_ours.Boundaries",
+            "--trainer.callbacks=benchmarks.bench_ours.Boundaries",
             f"--trainer.default_root_dir={job.folder / 'run'}",
             f"--trainer.max_steps={job.max_steps}",
             f"--trainer.val_check_interval={job.eval_every}",
