@@ -22,6 +22,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp._common_utils import clean_tensor_name
 
+import whisper_lightning.commands.training  # noqa: F401  (which the command line imports late: once for all runs)
 from whisper_lightning.cli import main
 
 CONTEXT = multiprocessing.get_context("forkserver")
