@@ -1,12 +1,11 @@
 "use strict";
-// Draws the page from the JSON in it. Transcripts are strangers' text: they go in as text, never as markup.
+// Draws the page from the JSON in it. Transcripts are untrusted: they go in as text, never as markup.
 const R = JSON.parse(document.getElementById("results").textContent);
 const PER_PAGE = 50;
 const SLICES_SHOWN = 12, WORDS_SHOWN = 15;
 const ERROR_BINS = [[0, 0, "none"], [0, 10, "to 10 %"], [10, 25, "to 25 %"], [25, 50, "to 50 %"], [50, 100, "to 100 %"], [100, Infinity, "over 100 %"]];
 const FLAG_NAMES = { empty: "empty", loop: "loop", speed_outlier: "unlikely speed" };
 const state = { model: 0, scoring: Math.min(1, R.scorings.length - 1), search: "", show: "all", sort: "errors", only: null, page: 0 };
-
 const byId = (id) => document.getElementById(id);
 const number = new Intl.NumberFormat("en");
 const percent = (value) => (value === 0 ? "0" : Math.abs(value) < 1000 ? value.toFixed(Math.abs(value) < 10 ? 2 : 1) : number.format(Math.round(value)));
@@ -19,7 +18,6 @@ const low = (e) => e[1] ?? e[0], high = (e) => e[2] ?? e[0];
 const title = (name) => (name[0].toUpperCase() + name.slice(1)).replaceAll("_", " ");
 const scoringName = () => R.scorings[state.scoring].name;
 const fold = (text) => text.normalize("NFD").replace(/[\u0300-\u0302\u0304-\u036f]/g, "").normalize("NFC").toLowerCase();
-
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -32,7 +30,6 @@ function element(tag, attributes = {}, ...children) {
   made.append(...children.filter((child) => child !== null));
   return made;
 }
-
 // Errors of every utterance under the chosen model and scoring, counted once per choice.
 let counted = [];
 function countErrors(model, scoring) {
