@@ -18,10 +18,11 @@ from faster_whisper.transcribe import Segment, Word
 from tests import command
 from tests.conftest import MODEL, QUICKSTART, one_error, read_rows
 from tests.multilingual import write_model
-from whisper_lightning.transcription.hearing import _at_once, _by_window, _judged
+from whisper_lightning.model.load import load
+from whisper_lightning.transcription.hearing import _at_once, _by_window, _in_turn, _judged
 from whisper_lightning.transcription.recognizer import open_recognizer
 from whisper_lightning.transcription.recordings import stems
-from whisper_lightning.transcription.speech import Speech
+from whisper_lightning.transcription.speech import Speech, Window
 
 RATE = 16_000
 CLIP = QUICKSTART / read_rows(QUICKSTART / "test.csv")[0]["audio"]
@@ -274,6 +275,41 @@ def test_segments_are_told_by_window_wherever_it_begins(model: str) -> None:
     found = list(_by_window(segments, windows))
     assert all(found)
     assert [window[0].start for window in found] == pytest.approx([start for start, _ in windows], abs=0.02)
+
+
+def test_a_fine_tuned_model_is_not_asked_for_times(model: str, tmp_path: Path) -> None:
+    """It names its language, as no published one does; so does the model of a run, and a checkpoint of one."""
+    load(model).save_pretrained(tmp_path / "tuned")
+    (tmp_path / "run").mkdir()
+    load(model).save_pretrained(tmp_path / "run" / "best")
+    for source, tells_times in ((model, True), (str(tmp_path / "tuned"), False), (str(tmp_path / "run"), False)):
+        recognizer = open_recognizer(source)
+        again = open_recognizer(source)  # from what was kept
+        assert recognizer.tells_times == again.tells_times == tells_times
+        told = {"language": "es", "beam_size": 1, "max_new_tokens": 3}
+        _, info = _at_once(recognizer, np.zeros(RATE, np.float32), told, [(0.0, 1.0)])
+        assert info.transcription_options.without_timestamps == (not tells_times)
+
+
+def test_no_window_is_heard_before_it_is_asked_for(model: str) -> None:
+    """Else the progress bar would tell less than is done."""
+    recognizer = open_recognizer(model)
+    heard: list[list[Window]] = []
+
+    def listen(windows: list[Window]) -> Any:
+        heard.append(windows)
+        told = {"language": "es", "beam_size": 1, "max_new_tokens": 3, "word_timestamps": False}
+        return _at_once(recognizer, np.zeros(5 * RATE, np.float32), told, windows)
+
+    windows = [(float(second), second + 0.5) for second in range(5)]
+    segments, _ = listen(windows[:2])
+    batches = _in_turn(segments, windows, 2, listen)
+    found = []
+    for number in range(1, 4):
+        found += next(batches)
+        assert len(heard) == number
+    assert [window for window, _ in found] == windows
+    assert all(segments for _, segments in found)
 
 
 def test_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
