@@ -42,7 +42,7 @@ def test_same_tokens_as_generate(
     expected = reference.generate(features, max_new_tokens=max_tokens, num_beams=num_beams)
     with torch.no_grad():
         states = module.whisper.model.encoder(features).last_hidden_state
-    ours = decode.decode(module.whisper, Encoded(states, None), module.encoder.prompt, max_tokens, num_beams)
+    ours = decode.decode(module.whisper, Encoded(states, None), module.prompts, max_tokens, num_beams)
     special = {*module.encoder.prompt, module.encoder.end}
     assert ours == [[token for token in row if token not in special] for row in expected.tolist()]
     assert len({tuple(row) for row in ours}) > 20 or max_tokens <= 3
@@ -60,13 +60,13 @@ def test_rows_that_end_early_change_nothing_in_the_others(
 
     def decoded(tokens_between_checks: int) -> list[list[int]]:
         monkeypatch.setattr(decode, "TOKENS_BETWEEN_CHECKS", tokens_between_checks)
-        return decode.decode(module.whisper, Encoded(states, None), module.encoder.prompt, 50, num_beams)
+        return decode.decode(module.whisper, Encoded(states, None), module.prompts, 50, num_beams)
 
     together = decoded(1)
     assert len({len(row) for row in together}) >= 3
     assert together == decoded(1000), "with all rows to the end"
     alone = [
-        decode.decode(module.whisper, Encoded(states[i : i + 1], None), module.encoder.prompt, 50, num_beams)[0]
+        decode.decode(module.whisper, Encoded(states[i : i + 1], None), module.prompts, 50, num_beams)[0]
         for i in range(12)
     ]
     assert together[:12] == alone

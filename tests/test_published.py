@@ -36,7 +36,7 @@ def heard(model: Path) -> list[int]:
     module = load(str(model))
     with torch.no_grad():
         encoded = module.encode(load_audio(CLIP)[None])
-    return greedy_decode(module.whisper, encoded, module.encoder.prompt, 20)[0]
+    return greedy_decode(module.whisper, encoded, module.prompts, 20)[0]
 
 
 def rewrite(folder: Path, change: Callable[[State], object]) -> None:
@@ -113,7 +113,7 @@ def test_an_english_model_is_prompted_without_language_and_task(
     features = opened.log_mel(torch.zeros(1, 480_000))
     expected = like.generate(features, max_new_tokens=8, num_beams=1)[0].tolist()
     states = opened.whisper.model.encoder(features).last_hidden_state
-    assert greedy_decode(opened.whisper, Encoded(states, None), opened.encoder.prompt, 8) == [expected[-8:]]
+    assert greedy_decode(opened.whisper, Encoded(states, None), opened.prompts, 8) == [expected[-8:]]
     with pytest.raises(UserError, match="English"):
         load(str(english), language="es")
     out = str(tmp_path / "out")

@@ -166,7 +166,7 @@ def test_same_tokens_as_generate(
     expected = reference.generate(features, max_new_tokens=40, **asked).tolist()
     with torch.no_grad():
         states = module.whisper.model.encoder(features).last_hidden_state
-    ours = decode(module.whisper, Encoded(states, None), module.encoder.prompt, 40, num_beams)
+    ours = decode(module.whisper, Encoded(states, None), module.prompts, 40, num_beams)
     special = {*module.encoder.prompt, module.encoder.end}
     assert ours == [[token for token in row if token not in special] for row in expected]
     counts = EditCounts()

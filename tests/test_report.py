@@ -19,11 +19,11 @@ from tests.conftest import MODEL, QUICKSTART, copy_corpus, one_error, read_rows
 from whisper_lightning.commands.evaluate import name_models
 from whisper_lightning.model.module import WhisperModule
 from whisper_lightning.report.evaluate import evaluate
-from whisper_lightning.report.oddities import is_loop, is_unlikely_speed, speed_limits
 from whisper_lightning.report.scores import Confusion, Confusions, compare, confusions
 from whisper_lightning.report.tables import make_tables, to_latex, to_markdown
 from whisper_lightning.report.transcripts import Decode, ReferenceUtterance, Transcripts
 from whisper_lightning.scoring.intervals import Estimate, paired_difference
+from whisper_lightning.scoring.oddities import is_loop, is_unlikely_speed, speed_limits
 from whisper_lightning.scoring.spanish import SCORINGS
 
 SCLITE = shutil.which("sclite") or shutil.which("sclite", path="/usr/lib/sctk/bin")

@@ -19,6 +19,7 @@ class Batch(NamedTuple):
         sentences: The reference transcript of each utterance, "" where there is none.
         audio: Path of each utterance as the CSV has it.
         audio_seconds: Speech in the batch without padding, in seconds.
+        languages: Code of the language of each utterance, where they may differ: in a guard.
     """
 
     keys: list[str]
@@ -29,6 +30,7 @@ class Batch(NamedTuple):
     sentences: list[str]
     audio: list[str]
     audio_seconds: float
+    languages: list[str] | None = None
 
 
 class Decoded(NamedTuple):
@@ -38,8 +40,10 @@ class Decoded(NamedTuple):
         hypotheses: A transcript for each utterance.
         loss_sum: Cross-entropy summed over the label tokens, a scalar.
         num_tokens: Label tokens.
+        languages: Codes of the languages that the model hears, of a guard's utterances.
     """
 
     hypotheses: list[str]
     loss_sum: torch.Tensor
     num_tokens: int
+    languages: list[str] | None = None

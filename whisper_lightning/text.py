@@ -64,15 +64,27 @@ class LabelEncoder:
         """Every token, special ones included, with its id."""
         return dict(self._tokenizer.get_vocab(with_added_tokens=True))
 
-    def encode(self, sentence: str) -> list[int]:
-        """Return prompt, text and end token of one sentence.
+    def prompt_in(self, language: str) -> list[int]:
+        """Return the prompt of a language that the model knows, by its code."""
+        if language == self.language:
+            return self.prompt
+        assert self.knows(language)
+        return [self.prompt[0], self._tokenizer.token_to_id(f"<|{language}|>"), *self.prompt[2:]]
+
+    def knows(self, language: str) -> bool:
+        """Say whether the model can be asked for a language, by its code."""
+        known = self.is_multilingual and self._tokenizer.token_to_id(f"<|{language}|>") is not None
+        return language == self.language or known
+
+    def encode(self, sentence: str, language: str | None = None) -> list[int]:
+        """Return prompt, text and end token of one sentence, which may be in another language.
 
         What a sentence has of special tokens (`<|0.00|>`, `<|endoftext|>`) is encoded as the characters that it is
         written with: a tokenizer would make the tokens of it.
         """
         parts = re.split(r"(?<=<)(?=\|)", sentence)
         text = [token for part in parts for token in self._tokenizer.encode(part, add_special_tokens=False).ids]
-        return [*self.prompt, *text, self.end]
+        return [*self.prompt_in(language or self.language), *text, self.end]
 
 
 def marks(text: str) -> set[str]:

@@ -12,12 +12,14 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 
 from whisper_lightning.callbacks.best import KeepBest
 from whisper_lightning.callbacks.checkpoint import ExactResume, last_checkpoint
+from whisper_lightning.callbacks.interpolate import settle
 from whisper_lightning.callbacks.length import RunLength
 from whisper_lightning.callbacks.speed import LogSteps
 from whisper_lightning.callbacks.wer import EvaluateWER
 from whisper_lightning.errors import UserError
 from whisper_lightning.files import find_whole
 from whisper_lightning.loggers import MetricsCSV, WandbOptions, make_loggers
+from whisper_lightning.model.module import WhisperModule
 from whisper_lightning.run import hold_folder, is_first_process
 
 DEFAULTS: dict[str, Any] = {
@@ -106,3 +108,6 @@ class Trainer(pl.Trainer):
                 each.keep = not fresh
         with hold_folder(folder) if is_first_process() else nullcontext():
             super().fit(model, train_dataloaders, val_dataloaders, datamodule, path, weights_only)
+            data = self.datamodule  # type: ignore[attr-defined]
+            if isinstance(model, WhisperModule) and data is not None and (folder / "best").is_dir():
+                settle(self, model, data)

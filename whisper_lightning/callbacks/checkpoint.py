@@ -34,12 +34,13 @@ logger = logging.getLogger(__name__)
 FREE_OPTIONS = {"max_tokens", "initial_weights", "_instantiator"}
 """Options of the model that a continued run may change: they take effect, and leave what is restored as it is."""
 
+DATA_OPTIONS = ("batch_size", "max_batch_seconds", "augment", "guard_utterances")
+"""Options of the data that decide what is computed; the utterances themselves are compared by their content."""
+
 NEEDED = ("run", "callbacks", "loops", "optimizer_states", "lr_schedulers")
 """What a checkpoint must have to be continued, beside weights."""
-OTHER = dict.fromkeys(("data.train", "data.val", "data.test"), "other utterances") | {
-    "model.checkpoint": "another model"
-}
-"""What is compared by its content, whose identity says nothing to a person."""
+OTHER = {"data": "other utterances", "model.checkpoint": "another model"}
+"""What is compared by its content, whose identity says nothing to a person; `data` is every split."""
 
 
 class ExactResume(Checkpoint):
@@ -194,7 +195,7 @@ def describe_run(trainer: Trainer) -> dict[str, Any]:
     run = {f"trainer.{name}": getattr(trainer, name) for name in names + limits}
     run |= {f"model.{name}": value for name, value in module.hparams.items() if name not in FREE_OPTIONS}
     run["model.checkpoint"] = module.identity  # it may have moved, or be called by another name
-    run |= {f"data.{name}": getattr(data, name) for name in ("batch_size", "max_batch_seconds", "augment")}
+    run |= {f"data.{name}": getattr(data, name) for name in DATA_OPTIONS}
     run |= {"seed_everything": data.seed, "number of processes": trainer.world_size}
     # A checkpoint is read without pickle: no enumerations, no paths.
     run = {name: value if isinstance(value, int | float | None) else str(value) for name, value in run.items()}
@@ -214,8 +215,10 @@ def refuse_another_run(checkpoint: dict[str, Any], run: dict[str, Any], path: Pa
             f"run, and cannot be continued exactly. {_anew(path)}"
         )
     saved = checkpoint["run"]
+    splits = {f"data.{name}" for name in ("train", "val", "test")}
+    kinds = {name: "data" if name in splits or name.startswith("data.guard/") else name for name in saved | run}
     differing = [
-        f"{name}: {OTHER[name]} than before" if name in OTHER
+        f"{name}: {OTHER[kinds[name]]} than before" if kinds[name] in OTHER and name in saved and name in run
         # An absent name is an option that one of the two versions of this program does not have.
         else f"{name} was {saved.get(name, 'absent')}, now {run.get(name, 'absent')}"
         for name in sorted(saved.keys() | run.keys())

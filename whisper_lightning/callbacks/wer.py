@@ -1,11 +1,9 @@
-"""Decode, score and show: WER of each validation, tables of transcripts, CSV files of both."""
+"""Decode and score: WER of each validation, test and guard; CSV files of the transcripts."""
 
 from __future__ import annotations
 
-import io
 import logging
-import random
-import sys
+from dataclasses import dataclass, field
 from functools import reduce
 from itertools import islice
 from pathlib import Path
@@ -13,22 +11,83 @@ from typing import Any
 
 import pandas as pd
 import torch
-import wandb
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from tqdm import tqdm
 
-from whisper_lightning.audio.constants import SAMPLE_RATE_HZ
 from whisper_lightning.batch import Decoded
 from whisper_lightning.callbacks.checkpoint import ExactResume
+from whisper_lightning.callbacks.shown import log_transcripts, render
 from whisper_lightning.scoring.edits import EditCounts
-from whisper_lightning.scoring.utterance import ScoredUtterance, score, write_transcripts
-from whisper_lightning.terminal import show
+from whisper_lightning.scoring.oddities import is_loop
+from whisper_lightning.scoring.utterance import (
+    ScoredUtterance,
+    measure_difference,
+    read_transcripts,
+    score,
+    transcripts_path,
+    write_transcripts,
+)
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Heard:
+    """What a model made of a set of utterances.
+
+    Attributes:
+        rows: Its transcripts, scored.
+        loss_sum: Cross-entropy summed over the label tokens.
+        num_tokens: Label tokens.
+        languages: The language that was spoken and the one that was heard, of each utterance of a guard.
+    """
+
+    rows: list[ScoredUtterance] = field(default_factory=list)
+    loss_sum: float = 0.0
+    num_tokens: int = 0
+    languages: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, batch: Any, decoded: Any) -> None:
+        """Score a batch."""
+        assert isinstance(decoded, Decoded)
+        self.loss_sum += float(decoded.loss_sum)
+        self.num_tokens += decoded.num_tokens
+        columns = zip(batch.keys, batch.audio, batch.sentences, decoded.hypotheses, strict=True)
+        self.rows += [score(*row) for row in columns]
+        if decoded.languages is not None:
+            self.languages += zip(batch.languages, decoded.languages, strict=True)
+
+    def gather(self, trainer: Trainer) -> Heard:
+        """Return what all ranks have heard, in the order of the keys."""
+        parts = _gather(trainer, [self])
+        return Heard(
+            sorted((row for part in parts for row in part.rows), key=lambda row: row.key),
+            sum(part.loss_sum for part in parts),
+            sum(part.num_tokens for part in parts),
+            [pair for part in parts for pair in part.languages],
+        )
+
+    def measure(self) -> dict[str, float]:
+        """Return the figures of the whole set."""
+        words, normalized, characters = (
+            reduce(EditCounts.plus, (getattr(row, name) for row in self.rows), EditCounts())
+            for name in ("words", "normalized_words", "characters")
+        )
+        figures = {
+            "loss": self.loss_sum / self.num_tokens,
+            "wer": words.percent,
+            "wer_normalized": normalized.percent,
+            "cer": characters.percent,
+            "substitutions": float(words.substitutions),
+            "deletions": float(words.deletions),
+            "insertions": float(words.insertions),
+        }
+        if self.languages:
+            share = 100.0 / len(self.rows)
+            figures["language"] = share * sum(spoken == heard for spoken, heard in self.languages)
+            figures["loops"] = share * sum(is_loop(row.reference, row.hypothesis) for row in self.rows)
+            figures["empty"] = share * sum(not row.hypothesis for row in self.rows)
+        return figures
 
 
 class EvaluateWER(Callback):
@@ -39,74 +98,96 @@ class EvaluateWER(Callback):
     validation before the first step hears exactly these, it is that; else they are decoded once more, before the
     first step. `trainer.num_sanity_val_steps: 0` leaves both out.
 
+    Guards are measured alike, and compared with what the starting model made of the same utterances. That goes by
+    normalized words: a guard's texts are often written in another style than those that are trained.
+
     Args:
         num_shown: Worst and as many random pairs that are shown on the terminal.
 
     Attributes:
         latest: Metrics of the last epoch scored.
+        candidate: What a validation's tables are called when the model is that of no step; it is not logged.
     """
 
     def __init__(self, num_shown: int = 4) -> None:
         self.num_shown = num_shown
         self.latest: dict[str, float] = {}
-        self._scored: list[ScoredUtterance] = []
+        self.candidate: str | None = None
+        self._heard: list[Heard] = []
         self._predicted: list[tuple[str, str, str]] = []
-        self._loss_sum, self._num_tokens = 0.0, 0
+        self._warned: set[str] = set()
 
-    def _start(self, *_: Any) -> None:
-        self._scored, self._predicted = [], []
-        self._loss_sum, self._num_tokens = 0.0, 0
+    def _start(self, trainer: Trainer, *_: Any) -> None:
+        self._heard, self._predicted = [Heard() for _ in _sets(trainer)], []
 
     on_validation_epoch_start = _start  # type: ignore[assignment]
     on_test_epoch_start = _start  # type: ignore[assignment]
     on_predict_epoch_start = _start  # type: ignore[assignment]
 
-    def _collect(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, *_: Any) -> None:
-        assert isinstance(outputs, Decoded)
-        self._loss_sum += float(outputs.loss_sum)
-        self._num_tokens += outputs.num_tokens
-        columns = zip(batch.keys, batch.audio, batch.sentences, outputs.hypotheses, strict=True)
-        self._scored += [score(*row) for row in columns]
+    def _collect(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int, number: int = 0
+    ) -> None:
+        self._heard[number].add(batch, outputs)
 
     on_validation_batch_end = _collect  # type: ignore[assignment]
     on_test_batch_end = _collect  # type: ignore[assignment]
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score, log, show, write."""
-        metrics = self._finish(trainer, pl_module, "val", f"step-{trainer.global_step:06d}")
-        if trainer.sanity_checking and _hears_the_test(trainer):
-            self._keep(trainer, "before")
-            metrics |= {name.replace("val/", "before/"): value for name, value in metrics.items()}
-        _log(trainer, metrics)
+        name = self.candidate or f"step-{trainer.global_step:06d}"
+        heard = [each.gather(trainer) for each in self._heard]
+        metrics: dict[str, float] = {}
+        for which, each in zip(_sets(trainer), heard, strict=True):
+            metrics |= self._finish(trainer, which or "val", each, name, against="step-000000")
+            if trainer.sanity_checking and _is_heard_before(trainer, which):
+                self._keep(trainer, which, each, "before")
+                metrics |= _named(f"before/{which}" if which else "before", each.measure())
+        self.latest = metrics
+        if self.candidate is None:
+            _log(trainer, metrics)
         # Not through Lightning: it logs nothing of a sanity check, and only after the hook that saves a checkpoint.
         pl_module.log_dict(metrics, logger=False)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Decode the test utterances with the model that the run starts from, unless the sanity check has done it."""
-        if trainer.global_step or trainer.num_sanity_val_steps == 0 or _hears_the_test(trainer):
+        """Decode what the test will, with the model that the run starts from, unless the sanity check has done it."""
+        if trainer.global_step or trainer.num_sanity_val_steps == 0:
             return
-        self._start()
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        loader = data.val_dataloader() if data.test_is_val else data.test_dataloader()
-        limit = trainer.limit_test_batches
-        number = min(len(loader), limit) if isinstance(limit, int) else int(limit * len(loader))
+        missing = [which for which in _sets(trainer) if not _is_heard_before(trainer, which)]
+        if not missing:
+            return
+        loaders = dict(zip(_sets(trainer), trainer.datamodule.test_dataloader(), strict=True))  # type: ignore[attr-defined]
         modes = [(module, module.training) for module in pl_module.modules()]
         pl_module.eval()
-        resume = next((c for c in trainer.callbacks if isinstance(c, ExactResume)), None)  # type: ignore[attr-defined]
-        quiet = not trainer.is_global_zero or trainer.progress_bar_callback is None
-        with torch.no_grad():
-            for i, batch in enumerate(tqdm(islice(loader, number), "before training", number, disable=quiet)):
-                if resume is not None:
-                    resume.leave_before_the_first_step()
-                batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
-                self._collect(trainer, pl_module, trainer.strategy.test_step(batch, i), batch)
+        metrics: dict[str, float] = {}
+        for which in missing:
+            heard = self._hear(trainer, loaders[which]).gather(trainer)
+            metrics |= self._finish(trainer, f"before/{which}" if which else "before", heard, "before")
         for module, training in modes:
             module.training = training
-        _log(trainer, self._finish(trainer, pl_module, "before", "before"))
+        _log(trainer, metrics)
+
+    @torch.no_grad()
+    def _hear(self, trainer: Trainer, loader: Any) -> Heard:
+        """Decode what a test would decode, outside of it."""
+        limit = trainer.limit_test_batches
+        number = min(len(loader), limit) if isinstance(limit, int) else int(limit * len(loader))
+        resume = next((c for c in trainer.callbacks if isinstance(c, ExactResume)), None)  # type: ignore[attr-defined]
+        quiet = not trainer.is_global_zero or trainer.progress_bar_callback is None
+        heard = Heard()
+        for i, batch in enumerate(tqdm(islice(loader, number), "before training", number, disable=quiet)):
+            if resume is not None:
+                resume.leave_before_the_first_step()
+            batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
+            heard.add(batch, trainer.strategy.test_step(batch, i))
+        return heard
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score, log, show, write."""
-        metrics = self._finish(trainer, pl_module, "test", "test")
+        metrics: dict[str, float] = {}
+        for which, each in zip(_sets(trainer), self._heard, strict=True):
+            stage = f"test/{which}" if which else "test"
+            metrics |= self._finish(trainer, stage, each.gather(trainer), "test", against="before")
+        self.latest = metrics
         _log(trainer, metrics)
         pl_module.log_dict(metrics, logger=False)
 
@@ -125,61 +206,89 @@ class EvaluateWER(Callback):
             pd.DataFrame(rows, columns=["key", "audio", "transcript"]).to_csv(path, index=False, encoding="utf-8")
             logger.info("%d transcripts, decoded at full context: %s", len(rows), path)
 
-    def _finish(self, trainer: Trainer, module: LightningModule, stage: str, name: str) -> dict[str, float]:
-        """Bring the ranks together and return the metrics, the same on every rank."""
-        rows = self._scored = sorted(_gather(trainer, self._scored), key=lambda row: row.key)
-        sums = torch.tensor(_gather(trainer, [(self._loss_sum, self._num_tokens)]), dtype=torch.float64).sum(0)
-        words = reduce(EditCounts.plus, (row.words for row in rows), EditCounts())
-        normalized = reduce(EditCounts.plus, (row.normalized_words for row in rows), EditCounts())
-        characters = reduce(EditCounts.plus, (row.characters for row in rows), EditCounts())
-        self.latest = {
-            f"{stage}/loss": float(sums[0] / sums[1]),
-            f"{stage}/wer": words.percent,
-            f"{stage}/wer_normalized": normalized.percent,
-            f"{stage}/cer": characters.percent,
-            f"{stage}/substitutions": float(words.substitutions),
-            f"{stage}/deletions": float(words.deletions),
-            f"{stage}/insertions": float(words.insertions),
-        }
+    def _finish(
+        self, trainer: Trainer, stage: str, heard: Heard, name: str, against: str | None = None
+    ) -> dict[str, float]:
+        """Keep and show what was heard of a set; return its metrics, the same on every rank.
+
+        Args:
+            trainer: The trainer.
+            stage: What the metrics' names begin with: `val`, `test`, `before`, or one of these and a guard.
+            heard: Of all ranks.
+            name: Of the table.
+            against: Name of the table that a guard is compared with.
+        """
+        figures, which = heard.measure(), _guard(stage)
         if trainer.is_global_zero:
-            title = f"{stage} at step {trainer.global_step}: WER {words.percent:.2f} %, decoded at full context"
-            module.print(_render(title, _choose(rows, self.num_shown)))
-            self._keep(trainer, name)
-            for each in trainer.loggers:
-                if isinstance(each, WandbLogger):
-                    data = [[r.key, r.reference, r.hypothesis, r.words.percent] for r in rows[:1000]]
-                    each.log_table(f"{stage}/transcripts", ["key", "reference", "hypothesis", "wer"], data)
-                    _log_audio(trainer, each, stage, _choose(rows, self.num_shown))
-        return dict(self.latest)
+            self._keep(trainer, which, heard, name)
+            if which and against not in (None, name):
+                figures |= self._compare(trainer, which, name, str(against))
+            self._show(trainer, stage, heard, figures)
+        return _named(stage, trainer.strategy.broadcast(figures))
 
-    def _keep(self, trainer: Trainer, name: str) -> None:
-        """Write the rows of the epoch, which `_finish` has gathered."""
+    def _compare(self, trainer: Trainer, guard: str, name: str, against: str) -> dict[str, float]:
+        """Compare a guard's table with what the starting model made of the same utterances."""
+        folder = Path(trainer.default_root_dir)
+        now, before = (transcripts_path(folder, guard, each) for each in (name, against))
+        if not before.is_file():
+            return {}
+        difference = measure_difference(read_transcripts(now), read_transcripts(before), "wer_normalized")
+        if difference is None:
+            return {}
+        figures = {"difference": difference.value}
+        if difference.low is not None and difference.high is not None:
+            figures |= {"difference_low": difference.low, "difference_high": difference.high}
+            if difference.low > 0 and self.candidate is None and guard not in self._warned:
+                self._warned.add(guard)
+                logger.warning(
+                    "%s is heard worse than before training: %s points of normalized WER (step %d)",
+                    guard,
+                    difference.write(),
+                    trainer.global_step,
+                )
+        return figures
+
+    def _show(self, trainer: Trainer, stage: str, heard: Heard, figures: dict[str, float]) -> None:
+        """Print the worst transcripts, or of a guard one line."""
+        title = f"{stage} at {self.candidate or f'step {trainer.global_step}'}: "
+        if _guard(stage):
+            change = f", {figures['difference']:+.2f} points" if "difference" in figures else ""
+            trainer.lightning_module.print(f"{title}normalized WER {figures['wer_normalized']:.2f} %{change}")
+            return
+        title += f"WER {figures['wer']:.2f} %, decoded at full context"
+        trainer.lightning_module.print(render(title, heard.rows, self.num_shown))
+        if self.candidate is None:
+            log_transcripts(trainer, stage, heard.rows, self.num_shown)
+
+    def _keep(self, trainer: Trainer, which: str, heard: Heard, name: str) -> None:
         if trainer.is_global_zero:
-            write_transcripts(self._scored, Path(trainer.default_root_dir) / "transcripts" / f"{name}.csv")
+            write_transcripts(heard.rows, transcripts_path(Path(trainer.default_root_dir), which, name))
 
 
-def _hears_the_test(trainer: Trainer) -> bool:
-    """Say whether the validation before the first step decodes what the test at the end will decode."""
+def _sets(trainer: Trainer) -> list[str]:
+    """Return what is decoded in an epoch: the utterances of the validation or the test, called "", then the guards."""
+    return ["", *getattr(trainer.datamodule, "guards", [])]  # type: ignore[attr-defined]
+
+
+def _guard(stage: str) -> str:
+    """Return the guard in a stage's name, such as `guard/read` in `test/guard/read`; "" where there is none."""
+    return stage[stage.index("guard/") :] if "guard/" in stage else ""
+
+
+def _is_heard_before(trainer: Trainer, which: str) -> bool:
+    """Say whether the validation before the first step decodes of a set what the test at the end will decode."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
     same = trainer.limit_val_batches == trainer.limit_test_batches and trainer.num_sanity_val_steps == float("inf")
-    return same and trainer.datamodule.test_is_val  # type: ignore[attr-defined]
+    return same and bool(data.is_whole(which) if which else data.test_is_val)
+
+
+def _named(stage: str, figures: dict[str, float]) -> dict[str, float]:
+    return {f"{stage}/{name}": value for name, value in figures.items()}
 
 
 def _log(trainer: Trainer, metrics: dict[str, float]) -> None:
     for each in trainer.loggers:
         each.log_metrics(metrics, step=trainer.global_step)
-
-
-def _log_audio(trainer: Trainer, logger: WandbLogger, stage: str, rows: list[ScoredUtterance]) -> None:
-    """Add what is shown on the terminal to W&B, to be listened to; read from the shards once more, a few clips."""
-    data = trainer.datamodule  # type: ignore[attr-defined]
-    split = data.splits["val" if stage == "val" or "test" not in data.splits else "test"]
-    table = []
-    for row in rows:
-        # The key is the number of the row in the CSV, or in the tars; few clips, so they are looked for one by one.
-        position = next(i for i in split.members.tolist() if split.index.read_text(i).key == row.key)
-        audio = wandb.Audio(split.index.read(position).waveform.numpy(), sample_rate=SAMPLE_RATE_HZ)
-        table.append([row.key, audio, row.reference, row.hypothesis, row.words.percent])
-    logger.log_table(f"{stage}/shown", ["key", "audio", "reference", "hypothesis", "wer"], table)
 
 
 def _gather(trainer: Trainer, rows: list[Any]) -> list[Any]:
@@ -189,25 +298,3 @@ def _gather(trainer: Trainer, rows: list[Any]) -> list[Any]:
     gathered: list[Any] = [None] * trainer.world_size
     torch.distributed.all_gather_object(gathered, rows)
     return [row for rank in gathered for row in rank]
-
-
-def _choose(rows: list[ScoredUtterance], number: int) -> list[ScoredUtterance]:
-    """Return the worst utterances and as many others; the same others each time, so that progress shows."""
-    worst = sorted(rows, key=lambda row: -row.words.errors)[:number]
-    rest = [row for row in rows if row not in worst]
-    return worst + random.Random(0).sample(rest, min(number, len(rest)))
-
-
-def _render(title: str, rows: list[ScoredUtterance]) -> str:
-    table = Table(title=title, title_justify="left", show_lines=False)
-    table.add_column("WER %", justify="right")
-    table.add_column("reference")
-    table.add_column("hypothesis")
-    for row in rows:
-        texts = (Text(show(text)) for text in (row.reference, row.hypothesis))  # no markup, and :smile: stays text
-        table.add_row(f"{row.words.percent:.0f}", *texts)
-    # With lines that the terminal's encoding has.
-    out = io.TextIOWrapper(io.BytesIO(), sys.stdout.encoding or "utf-8", errors="backslashreplace")
-    Console(file=out, width=120).print(table, markup=False)
-    out.seek(0)
-    return out.read()

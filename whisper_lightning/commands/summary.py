@@ -10,22 +10,25 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
 
 from whisper_lightning.callbacks.best import KeepBest
+from whisper_lightning.callbacks.interpolate import Candidate
+from whisper_lightning.data.datamodule import SpeechDataModule
 from whisper_lightning.scoring.intervals import Difference
-from whisper_lightning.scoring.utterance import measure, measure_difference, read_transcripts
+from whisper_lightning.scoring.utterance import measure, measure_difference, read_transcripts, transcripts_path
 
 logger = logging.getLogger(__name__)
 
 
-def sum_up(trainer: Trainer, best: KeepBest, *, source: str, chosen_on_test: bool) -> None:
+def sum_up(trainer: Trainer, data: SpeechDataModule, chosen: Candidate | None) -> None:
     """Compare `transcripts/test.csv` with `transcripts/before.csv`; say, and log, what came out.
 
     Args:
         trainer: Of the run, after its test.
-        best: Which step is in `best/`.
-        source: What the test utterances are called.
-        chosen_on_test: The best step was chosen on the test utterances.
+        data: What it was trained and tested on.
+        chosen: What is in `best/`, where there was a choice between the start and the best step.
     """
     folder = Path(trainer.default_root_dir)
+    best = next(c for c in trainer.callbacks if isinstance(c, KeepBest))  # type: ignore[attr-defined]
+    source = str(data.sources["test"])
     after = read_transcripts(folder / "transcripts" / "test.csv")
     path = folder / "transcripts" / "before.csv"
     before = read_transcripts(path) if path.is_file() else None
@@ -39,13 +42,35 @@ def sum_up(trainer: Trainer, best: KeepBest, *, source: str, chosen_on_test: boo
             f"No step was better on the validation than the model that the run started from (WER {best.wer:.2f} %): "
             "best/ holds that model. Train longer, or with another learning rate"
         )
-    elif chosen_on_test:
+    elif data.test_is_val:
         lines.append("The best step was chosen on these same utterances; for an unbiased figure give data.test")
-    model = folder / "best"
-    lines.append(f"Best model (step {best.step}): {model}")
+    lines += [line for guard in data.guards for line in _say_of_guard(folder, guard)]
+    if chosen is not None and chosen.alpha == 0.0:
+        lines.append(
+            "Every model between the start and the best step hears a guard worse (alphas.csv): best/ holds the model "
+            "that the run started from, tuned/ the best step"
+        )
+    model, step = folder / "best", f"step {best.step}"
+    if chosen is not None and chosen.alpha < 1.0:
+        step = f"{chosen.alpha:g} of the way from the start to {step}, which is in tuned/"
+    lines.append(f"Best model ({step}): {model}")
     lines.append(f'Use it: transformers.pipeline("automatic-speech-recognition", model="{model.as_posix()}")')
     _log(trainer, best, before, difference)
     logger.info("\n%s", "\n".join(lines))
+
+
+def _say_of_guard(folder: Path, guard: str) -> list[str]:
+    """Compare a guard with what it was before training, where that is known."""
+    paths = [transcripts_path(folder, guard, name) for name in ("test", "before")]
+    if not all(path.is_file() for path in paths):
+        return []
+    after, before = map(read_transcripts, paths)
+    difference = measure_difference(after, before, "wer_normalized")
+    if difference is None:
+        return []
+    name = guard.removeprefix("guard/")
+    was = measure(before, "wer_normalized").value
+    return [f"Guard {name} ({len(after)} utterances, normalized; before {was:.2f} %): {_write(difference)}"]
 
 
 def _write(difference: Difference) -> str:

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from whisper_lightning.callbacks.best import KeepBest
 from whisper_lightning.callbacks.checkpoint import ExactResume, last_checkpoint
+from whisper_lightning.callbacks.interpolate import settle
 from whisper_lightning.callbacks.length import RunLength
 from whisper_lightning.callbacks.speed import LogSteps
 from whisper_lightning.callbacks.wer import EvaluateWER
@@ -108,7 +109,7 @@ class WhisperCLI(LightningCLI):
         if self.config.subcommand == "fit":
             check_fit(config)
         data = config.data
-        check_sources(name_sources(data.train, data.val, data.test, data.predict), self.config.subcommand)
+        check_sources(name_sources(data.train, data.val, data.test, data.predict, data.guard), self.config.subcommand)
         folder = Path(config.trainer.default_root_dir)
         if self.config.subcommand == "fit":
             if is_first_process() and not config.trainer.fast_dev_run:
@@ -157,11 +158,11 @@ class WhisperCLI(LightningCLI):
         folder = Path(trainer.default_root_dir) / "best"
         if trainer.fast_dev_run or not folder.is_dir():  # type: ignore[attr-defined]
             return
+        chosen = settle(trainer, self.model, data)
         # As anybody else will: from the folder. The module that was trained may be sharded over processes.
         trainer.test(self.model.reload(folder), datamodule=data, verbose=False)
         if trainer.is_global_zero:
-            best = next(c for c in trainer.callbacks if isinstance(c, KeepBest))  # type: ignore[attr-defined]
-            sum_up(trainer, best, source=str(data.sources["test"]), chosen_on_test=data.test_is_val)
+            sum_up(trainer, data, chosen)
 
 
 def _check_folder(config: Namespace, folder: Path) -> None:

@@ -17,9 +17,11 @@ from whisper_lightning.data.plan import WINDOW_SHARDS, Plan, PlanOptions
 from whisper_lightning.data.remote import RemoteFolder, default_cache
 from whisper_lightning.data.shards import ShardIndex
 from whisper_lightning.data.splits import (
+    GUARD,
     Split,
     admit,
     choose,
+    guard_language,
     name_sources,
     needed_splits,
     read_from,
@@ -58,6 +60,12 @@ class SpeechDataModule(LightningDataModule):
         val: CSV, folder of shards, or the share of the training utterances (0 to 1) to hold out for validation.
         test: CSV or folder of shards; by default what `val` is, the same held-out utterances too.
         predict: CSV (sentences are not needed) or folder of shards to transcribe; what `test` is by default.
+        guard: CSVs or folders of shards by names of your own: speech that the model shall not hear worse than before.
+            Never trained on; measured before training, at each validation and at the end. A column `language` names
+            what is spoken in each row, by code.
+        guard_languages: By the names of guards: code of the language of rows that name none; `model.language` by
+            default.
+        guard_utterances: Utterances of each guard that are measured at a validation; at the end all are.
         audio_root: Folder that audio paths are relative to; the CSV's own by default.
         columns: Names of the audio and the sentence column; found by their usual names by default.
         batch_size: Utterances per batch and device.
@@ -79,6 +87,9 @@ class SpeechDataModule(LightningDataModule):
         val: float | str = "test.csv",
         test: str | None = None,
         predict: str | None = None,
+        guard: dict[str, str] | None = None,
+        guard_languages: dict[str, str] | None = None,
+        guard_utterances: int = 200,
         audio_root: str | None = None,
         columns: list[str] | None = None,
         batch_size: int = 16,
@@ -93,7 +104,12 @@ class SpeechDataModule(LightningDataModule):
         seed: int = 42,
     ) -> None:
         super().__init__()
-        self.sources = name_sources(train, val, test, predict)
+        self.sources = name_sources(train, val, test, predict, guard)
+        self.guard_languages, self.guard_utterances = guard_languages or {}, guard_utterances
+        if unknown := self.guard_languages.keys() - (guard or {}).keys():
+            raise UserError(f"data.guard_languages: there is no guard {min(unknown)}; name it in data.guard too")
+        if guard_utterances < 1:
+            raise UserError(f"data.guard_utterances: {guard_utterances}; at least one is measured")
         self.audio_root = None if audio_root is None else local_path("data.audio_root", audio_root)
         self.cache = default_cache() if cache_dir is None else local_path("data.cache_dir", cache_dir)
         if not cache_gib > 0:
@@ -109,6 +125,11 @@ class SpeechDataModule(LightningDataModule):
         self.seed = seed
         self.splits: dict[str, Split] = {}
         self._opened: dict[str, ShardIndex] = {}
+
+    @property
+    def guards(self) -> list[str]:
+        """Names of the guards' splits, in the order in which they are measured."""
+        return [name for name in self.sources if name.startswith(GUARD)]
 
     @property
     def test_is_val(self) -> bool:
@@ -173,9 +194,12 @@ class SpeechDataModule(LightningDataModule):
         required = name != "predict" or isinstance(self.sources[name], float)
         model = self._model
         limits = (model.full_samples, model.max_label_tokens)
-        members, rejected = admit(index, *limits, model.encoder, require_sentence=required)
+        language = None
+        if name in self.guards:
+            language = guard_language(model.encoder, name, self.guard_languages)
+        members, rejected = admit(index, *limits, model.encoder, require_sentence=required, language=language)
         members = members[choose(self.sources, name, len(members), self.seed)]
-        return Split(index, members, index.rejected() + rejected)
+        return Split(index, members, index.rejected() + rejected, language)
 
     def _warn_of_small_cache(self, name: str, index: ShardIndex) -> None:
         """Say when remote shards cannot stay for as long as they are read in turns."""
@@ -222,9 +246,11 @@ class SpeechDataModule(LightningDataModule):
         pd.DataFrame(rows, columns=columns).to_csv(path, index=False, encoding="utf-8")
         return path
 
-    def _loader(self, name: str, batch_size: int) -> EpochLoader:
+    def _loader(self, name: str, batch_size: int, most: int | None = None) -> EpochLoader:
         trainer, split = self.trainer, self.splits[name]
         assert trainer is not None
+        if most is not None:
+            split = split.sample(most, self.seed)
         training, options = name == "train", PlanOptions(batch_size, self.max_batch_seconds)
 
         @lru_cache(maxsize=1)
@@ -237,7 +263,9 @@ class SpeechDataModule(LightningDataModule):
             return loop.epoch_progress.current.processed, loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
 
         return EpochLoader(
-            BatchDataset(split.index, self._model.encoder, self.seed if training and self.augment else None),
+            BatchDataset(
+                split.index, self._model.encoder, self.seed if training and self.augment else None, split.language
+            ),
             plan if training else lambda _: plan(0),
             num_workers=self.num_workers,
             pin_memory=trainer.strategy.root_device.type == "cuda",
@@ -248,13 +276,20 @@ class SpeechDataModule(LightningDataModule):
         """Shuffled, in duration buckets."""
         return self._loader("train", self.batch_size)
 
-    def val_dataloader(self) -> EpochLoader:
-        """Sorted by duration."""
-        return self._loader("val", self.eval_batch_size)
+    def val_dataloader(self) -> list[EpochLoader]:
+        """Sorted by duration; after the utterances of the validation some of each guard."""
+        guards = [self._loader(name, self.eval_batch_size, self.guard_utterances) for name in self.guards]
+        return [self._loader("val", self.eval_batch_size), *guards]
 
-    def test_dataloader(self) -> EpochLoader:
-        """Sorted by duration."""
-        return self._loader("test", self.eval_batch_size)
+    def test_dataloader(self) -> list[EpochLoader]:
+        """Sorted by duration; after the utterances of the test all of each guard."""
+        # A fit that is tested on what it is validated with has not opened it twice.
+        test = "test" if "test" in self.splits else "val"
+        return [self._loader(name, self.eval_batch_size) for name in (test, *self.guards)]
+
+    def is_whole(self, guard: str) -> bool:
+        """Say whether a validation measures every utterance of a guard's split."""
+        return len(self.splits[guard].members) <= self.guard_utterances
 
     def predict_dataloader(self) -> EpochLoader:
         """Sorted by duration."""

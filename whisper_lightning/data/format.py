@@ -70,6 +70,17 @@ class Utterance(NamedTuple):
     extra: dict[str, str]
 
 
+def spoken_language(extra: object, default: str) -> str:
+    """Return the language that an utterance's column `language` names, as a lower-case code, or else the default.
+
+    Args:
+        extra: Further columns; in shards of somebody else's they may be anything.
+        default: What is spoken where there is no such column, or nothing in it.
+    """
+    named = str(extra.get("language") or "") if isinstance(extra, dict) else ""
+    return named.strip().lower() or default
+
+
 def padded(num_bytes: int) -> int:
     """Round up to whole blocks of a tar."""
     return -(-num_bytes // BLOCK_BYTES) * BLOCK_BYTES

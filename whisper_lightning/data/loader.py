@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from whisper_lightning.audio.augment import augment
 from whisper_lightning.audio.constants import SAMPLE_RATE_HZ, SAMPLES_PER_POSITION
 from whisper_lightning.batch import Batch
-from whisper_lightning.data.format import Utterance
+from whisper_lightning.data.format import Utterance, spoken_language
 from whisper_lightning.data.plan import Plan, PlannedBatch
 from whisper_lightning.data.shards import ShardIndex
 from whisper_lightning.data.workers import death_of_a_worker, no_shared_memory, obey_the_main_process, starting_workers
@@ -25,16 +25,24 @@ SHARED_MEMORY = Path("/dev/shm")
 """Where batches go from the workers to the main process, on Linux."""
 
 
-def collate(utterances: list[Utterance], num_samples: int, encoder: LabelEncoder) -> Batch:
+def collate(utterances: list[Utterance], num_samples: int, encoder: LabelEncoder, language: str | None = None) -> Batch:
     """Pad waveforms to `num_samples` and lay out decoder inputs and the tokens that count.
 
     Positions are computed here, on the CPU, because a boolean mask on the device would cost a host sync each step.
+
+    Args:
+        utterances: In the order of the rows.
+        num_samples: Length of the rows.
+        encoder: Makes label ids.
+        language: Of a guard's utterances that name none; None: all are in the encoder's.
     """
     assert num_samples % SAMPLES_PER_POSITION == 0
     waveforms = torch.zeros(len(utterances), num_samples)
     for row, utterance in enumerate(utterances):
         waveforms[row, : len(utterance.waveform)] = utterance.waveform
-    labels = [encoder.encode(utterance.sentence) for utterance in utterances]
+    languages = None if language is None else [spoken_language(each.extra, language) for each in utterances]
+    spoken = languages or [encoder.language] * len(utterances)
+    labels = [encoder.encode(each.sentence, code) for each, code in zip(utterances, spoken, strict=True)]
     width = max(len(ids) for ids in labels) - 1
     inputs = torch.full((len(labels), width), encoder.end)
     positions: list[int] = []
@@ -52,6 +60,7 @@ def collate(utterances: list[Utterance], num_samples: int, encoder: LabelEncoder
         sentences=[utterance.sentence for utterance in utterances],
         audio=[utterance.audio for utterance in utterances],
         audio_seconds=sum(len(utterance.waveform) for utterance in utterances) / SAMPLE_RATE_HZ,
+        languages=languages,
     )
 
 
@@ -65,11 +74,13 @@ class BatchDataset(Dataset[Batch | UserError]):
         index: Where the utterances are.
         encoder: Makes label ids.
         augment_seed: Seed of the augmentation; None for none.
+        language: Of a guard's utterances that name none; None: all are in the encoder's.
     """
 
     index: ShardIndex
     encoder: LabelEncoder
     augment_seed: int | None = None
+    language: str | None = None
 
     def __getitem__(self, item: tuple[PlannedBatch, int]) -> Batch | UserError:
         """Read the utterances of a planned batch of an epoch, and pad them to its length."""
@@ -93,7 +104,7 @@ class BatchDataset(Dataset[Batch | UserError]):
         if self.augment_seed is not None:
             waveforms = (augment(each.waveform, self.augment_seed, epoch, each.key) for each in utterances)
             utterances = [each._replace(waveform=new) for each, new in zip(utterances, waveforms, strict=True)]
-        return collate(utterances, planned.num_samples, self.encoder)
+        return collate(utterances, planned.num_samples, self.encoder, self.language)
 
 
 class _Remaining(Sampler[tuple[PlannedBatch, int]]):

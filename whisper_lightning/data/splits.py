@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from whisper_lightning.audio.constants import SAMPLE_RATE_HZ
-from whisper_lightning.data.format import Rejected
+from whisper_lightning.data.format import Rejected, spoken_language
 from whisper_lightning.data.manifest import special_token
 from whisper_lightning.data.plan import Plan, PlanOptions, plan_epoch
 from whisper_lightning.data.shards import ShardIndex
@@ -25,17 +27,29 @@ logger = logging.getLogger(__name__)
 
 Sources = dict[str, str | float]
 """By the name of the split: CSV, folder of shards or URL, or a share (0 to 1) that is held out of `train`."""
+GUARD = "guard/"
+"""What the name of a guard's split begins with."""
 
 
-def name_sources(train: str, val: float | str, test: str | None = None, predict: str | None = None) -> Sources:
+def name_sources(
+    train: str,
+    val: float | str,
+    test: str | None = None,
+    predict: str | None = None,
+    guard: Mapping[str, str] | None = None,
+) -> Sources:
     """Return what each split is read from. One that is not named is what another one is: test as val, predict as test.
 
     Raises:
-        UserError: One is an address that is not read.
+        UserError: One is an address that is not read, or a guard has a name that no file could have.
     """
     test_or_val = val if test is None else test
     named: Sources = {"train": train, "val": val, "test": test_or_val}
     named["predict"] = test_or_val if predict is None else predict
+    for name, path in (guard or {}).items():
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", name):
+            raise UserError(f"data.guard: {name!r} is no name for a guard; take letters, digits, - and _")
+        named[GUARD + name] = path
     for name, source in named.items():
         if isinstance(source, str) and not is_remote(f"data.{name}", source):
             named[name] = str(Path(source))
@@ -54,9 +68,28 @@ def tests_on_val(sources: Sources) -> bool:
 
 def needed_splits(sources: Sources, stage: str) -> list[str]:
     """Return the splits that `fit`, `validate`, `test` or `predict` opens; `fit` tests at its end."""
+    guards = [name for name in sources if name.startswith(GUARD)]
     if stage == "fit":
-        return ["train", "val"] if tests_on_val(sources) else ["train", "val", "test"]
-    return [{"validate": "val"}.get(stage, stage)]
+        return ["train", "val", *([] if tests_on_val(sources) else ["test"]), *guards]
+    return [{"validate": "val"}.get(stage, stage), *(guards if stage != "predict" else [])]
+
+
+def guard_language(encoder: LabelEncoder, guard: str, languages: Mapping[str, str]) -> str:
+    """Return the code of the language of a guard's utterances that name none.
+
+    Args:
+        encoder: Knows the model's languages, and its own is the default.
+        guard: Name of the split.
+        languages: By the names of guards.
+
+    Raises:
+        UserError: The model has no such language.
+    """
+    name = guard.removeprefix(GUARD)
+    language = languages.get(name, encoder.language)
+    if not encoder.knows(language):
+        raise UserError(f"data.guard_languages: {name}: this model has no language {language!r}; give a code, as en")
+    return language
 
 
 def read_from(sources: Sources, name: str) -> str:
@@ -96,11 +129,20 @@ class Split:
         index: The shards.
         members: Positions in the index, ascending.
         rejected: What was left out, and why.
+        language: Of a guard's utterances that name none; None: all are in the language that is trained.
     """
 
     index: ShardIndex
     members: NDArray[np.int32]
     rejected: list[Rejected]
+    language: str | None = None
+
+    def sample(self, count: int, seed: int) -> Split:
+        """Return a split of so many of the utterances, always the same ones; of all if there are no more."""
+        if len(self.members) <= count:
+            return self
+        chosen = np.random.Generator(np.random.PCG64(seed)).permutation(len(self.members))[:count]
+        return replace(self, members=self.members[np.sort(chosen)])
 
     @property
     def seconds(self) -> float:
@@ -132,7 +174,13 @@ class Split:
 
 
 def admit(
-    index: ShardIndex, max_samples: int, max_tokens: int, encoder: LabelEncoder, *, require_sentence: bool
+    index: ShardIndex,
+    max_samples: int,
+    max_tokens: int,
+    encoder: LabelEncoder,
+    *,
+    require_sentence: bool,
+    language: str | None = None,
 ) -> tuple[NDArray[np.int32], list[Rejected]]:
     """Return the utterances that a model can take, and those that it cannot, with reasons.
 
@@ -142,6 +190,7 @@ def admit(
         max_tokens: Its longest label.
         encoder: Makes label ids.
         require_sentence: Leave out utterances without a sentence.
+        language: Of a guard's utterances that name none; None: all are in the encoder's.
     """
     rejected = []
     admitted = np.ones(len(index), dtype=bool)
@@ -164,6 +213,14 @@ def admit(
             text = index.read_text(int(i))
             if token := special_token(text.sentence):
                 rejected.append(Rejected(text.row, text.audio, "special token", f"{token} in the sentence"))
+                admitted[i] = False
+    if language is not None:
+        for i in np.flatnonzero(admitted):
+            text = index.read_text(int(i))
+            spoken = spoken_language(text.extra, language)
+            if not encoder.knows(spoken):
+                detail = f"the model has no language {spoken!r}; give a code, as en"
+                rejected.append(Rejected(text.row, text.audio, "unknown language", detail))
                 admitted[i] = False
     if require_sentence:
         for i in np.flatnonzero(admitted & (index.table["text_bytes"] == 0)):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from transformers import WhisperForConditionalGeneration
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
@@ -18,7 +16,7 @@ TOKENS_BETWEEN_CHECKS = 4
 def decode(
     whisper: WhisperForConditionalGeneration,
     encoded: Encoded,
-    prompt: Sequence[int],
+    prompts: torch.Tensor,
     max_tokens: int,
     num_beams: int = 1,
 ) -> list[list[int]]:
@@ -30,7 +28,7 @@ def decode(
     Args:
         whisper: The model, in evaluation mode.
         encoded: The utterances.
-        prompt: Start, language, task and no-timestamps tokens.
+        prompts: `(B, P)` or `(1, P)`: start, language, task and no-timestamps tokens.
         max_tokens: Longest transcript, without the prompt, in tokens.
         num_beams: Transcripts of each utterance that are followed at once; 1 takes the most probable token each time.
 
@@ -38,31 +36,32 @@ def decode(
         For each utterance its text tokens, without prompt and end token.
     """
     if num_beams == 1:
-        return greedy_decode(whisper, encoded, prompt, max_tokens)
-    return beam_decode(whisper, encoded, prompt, max_tokens, num_beams)
+        return greedy_decode(whisper, encoded, prompts, max_tokens)
+    return beam_decode(whisper, encoded, prompts, max_tokens, num_beams)
 
 
 @torch.no_grad()
 def greedy_decode(
-    whisper: WhisperForConditionalGeneration, encoded: Encoded, prompt: Sequence[int], max_tokens: int
+    whisper: WhisperForConditionalGeneration, encoded: Encoded, prompts: torch.Tensor, max_tokens: int
 ) -> list[list[int]]:
     """Take the most probable token each time; arguments and result are those of `decode`."""
     end = whisper.generation_config.eos_token_id
     batch_size, device = len(encoded.states), encoded.states.device
-    limit = min(len(prompt) + max_tokens, whisper.config.max_target_positions)
+    start = prompts.shape[1]
+    limit = min(start + max_tokens, whisper.config.max_target_positions)
     generated = torch.full((batch_size, limit), end, device=device)
     rows = torch.arange(batch_size, device=device)
     finished = torch.zeros(batch_size, dtype=torch.bool, device=device)
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-    inputs = torch.tensor([list(prompt)], device=device).expand(batch_size, -1)
+    inputs = prompts.expand(batch_size, -1)
     always, at_first = _suppressed(whisper, device)
-    for position in range(len(prompt), limit):
+    for position in range(start, limit):
         logits = whisper.proj_out(decoder_states(whisper, encoded, inputs, cache)[:, -1])
-        logits = logits.index_fill(1, torch.cat([always, at_first]) if position == len(prompt) else always, -torch.inf)
+        logits = logits.index_fill(1, torch.cat([always, at_first]) if position == start else always, -torch.inf)
         tokens = logits.argmax(dim=1)
         generated[rows, position] = tokens
         finished = finished | (tokens == end)
-        if (position - len(prompt)) % TOKENS_BETWEEN_CHECKS == 0:
+        if (position - start) % TOKENS_BETWEEN_CHECKS == 0:
             alive = (~finished).nonzero().squeeze(1)
             if len(alive) == 0:
                 break
@@ -71,12 +70,12 @@ def greedy_decode(
                 rows, finished, tokens = rows[alive], finished[alive], tokens[alive]
                 encoded = encoded._replace(states=encoded.states[alive])
         inputs = tokens[:, None]
-    return [_until(row, end) for row in generated[:, len(prompt) :].tolist()]
+    return [_until(row, end) for row in generated[:, start:].tolist()]
 
 
 @torch.no_grad()
 def beam_decode(
-    whisper: WhisperForConditionalGeneration, encoded: Encoded, prompt: Sequence[int], max_tokens: int, num_beams: int
+    whisper: WhisperForConditionalGeneration, encoded: Encoded, prompts: torch.Tensor, max_tokens: int, num_beams: int
 ) -> list[list[int]]:
     """Follow several transcripts of each utterance; arguments and result are those of `decode`.
 
@@ -85,7 +84,7 @@ def beam_decode(
     """
     end = whisper.generation_config.eos_token_id
     batch_size, device = len(encoded.states), encoded.states.device
-    longest = min(max_tokens, whisper.config.max_target_positions - len(prompt))
+    longest = min(max_tokens, whisper.config.max_target_positions - prompts.shape[1])
     best = torch.full((batch_size, longest), end, device=device)
     rows = torch.arange(batch_size, device=device)
     going = torch.ones(batch_size, dtype=torch.bool, device=device)
@@ -93,7 +92,7 @@ def beam_decode(
     scores = torch.zeros(batch_size, 1, device=device)  # summed; of one beam, which is the prompt
     said = torch.empty(batch_size, 1, 0, dtype=torch.long, device=device)
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-    inputs = torch.tensor([list(prompt)], device=device).expand(batch_size, -1)
+    inputs = prompts.expand(batch_size, -1)
     always, at_first = _suppressed(whisper, device)
     for length in range(1, longest + 1):
         logits = whisper.proj_out(decoder_states(whisper, encoded, inputs, cache)[:, -1])
@@ -127,6 +126,17 @@ def beam_decode(
         cache.self_attention_cache.batch_select_indices(state_rows.flatten())
         inputs = said[:, :, -1].flatten()[:, None]
     return [_until(row, end) for row in best.tolist()]
+
+
+@torch.no_grad()
+def detect_languages(whisper: WhisperForConditionalGeneration, encoded: Encoded) -> list[str]:
+    """Return the code of the language that a multilingual model hears in each encoded utterance."""
+    config, device = whisper.generation_config, encoded.states.device
+    names, ids = zip(*config.lang_to_id.items(), strict=True)
+    start = torch.full((len(encoded.states), 1), config.decoder_start_token_id, device=device)
+    logits = whisper.proj_out(decoder_states(whisper, encoded, start)[:, -1])
+    chosen = logits[:, torch.tensor(ids, device=device)].argmax(dim=1).tolist()
+    return [names[i].strip("<|>") for i in chosen]
 
 
 def _suppressed(whisper: WhisperForConditionalGeneration, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -23,7 +23,7 @@ from whisper_lightning.batch import Batch, Decoded
 from whisper_lightning.errors import UserError
 from whisper_lightning.hub import language_code, load_processor
 from whisper_lightning.model.cost import rows_at_once
-from whisper_lightning.model.decode import decode
+from whisper_lightning.model.decode import decode, detect_languages
 from whisper_lightning.model.gradients import FiniteLosses, TokenMean, clip_gradients
 from whisper_lightning.model.optim import Schedule, learning_rate_factor, parameter_groups
 from whisper_lightning.model.suppress import let_write, never_written
@@ -195,18 +195,35 @@ class WhisperModule(LightningModule):
         """Check the losses before a bad model is scored."""
         self.check_losses()
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> Decoded:  # type: ignore[override]
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Decoded:  # type: ignore[override]
         """Encode once; take loss and transcripts from the same states."""
         encoded = self.encode(batch.waveforms)
         states = decoder_states(self.whisper, encoded, batch.decoder_input_ids)
         loss_sum = label_loss(self.whisper, states, batch.label_positions, batch.label_tokens)
-        return Decoded(self.decode(encoded), loss_sum, len(batch.label_tokens))
+        transcripts = self.decode(encoded, batch.decoder_input_ids[:, : len(self.encoder.prompt)])
+        asked = batch.languages is not None and self.encoder.is_multilingual
+        languages = detect_languages(self.whisper, encoded) if asked else None
+        return Decoded(transcripts, loss_sum, len(batch.label_tokens), languages)
 
-    def decode(self, encoded: Encoded, *, max_new_tokens: int | None = None) -> list[str]:
-        """Return a transcript for each encoded utterance, of at most `max_new_tokens` or else `max_tokens` tokens."""
+    def decode(
+        self, encoded: Encoded, prompts: torch.Tensor | None = None, *, max_new_tokens: int | None = None
+    ) -> list[str]:
+        """Return a transcript for each encoded utterance.
+
+        Args:
+            encoded: B utterances.
+            prompts: `(B, P)`, what each transcript begins with; by default the same for all.
+            max_new_tokens: Longest transcript in tokens; `max_tokens` by default.
+        """
         limit = self.max_tokens if max_new_tokens is None else max_new_tokens
         num_beams = self.whisper.generation_config.num_beams
-        return [self.text(row) for row in decode(self.whisper, encoded, self.encoder.prompt, limit, num_beams)]
+        prompts = self.prompts if prompts is None else prompts
+        return [self.text(row) for row in decode(self.whisper, encoded, prompts, limit, num_beams)]
+
+    @property
+    def prompts(self) -> torch.Tensor:
+        """`(1, P)`, what every transcript begins with."""
+        return torch.tensor([self.encoder.prompt], device=self.device)
 
     @torch.no_grad()
     def transcribe(
@@ -287,6 +304,11 @@ class WhisperModule(LightningModule):
         state = self.state_dict() if weights is None else weights
         named = {name.removeprefix("whisper."): weight for name, weight in state.items()}
         save_whisper(self.whisper, self.processor, folder, named, dtype)
+
+    def at_the_start(self) -> dict[str, torch.Tensor]:
+        """Return the weights that the run has started from, read anew, by their names in this module."""
+        options = {name: value for name, value in self.hparams.items() if name != "_instantiator"}
+        return WhisperModule(**options).state_dict()
 
     def reload(self, folder: Path) -> WhisperModule:
         """Return a module with the same options and the weights of a folder that `save_pretrained` wrote."""

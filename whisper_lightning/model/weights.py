@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from safetensors import safe_open
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 from transformers.utils import logging
 
@@ -62,6 +63,22 @@ def load_weights(checkpoint: str, config: WhisperConfig) -> WhisperForConditiona
             f"{', '.join(wrong[:NUM_NAMED])}{more}; choose a whole checkpoint"
         )
     return whisper
+
+
+def interpolate(start: dict[str, torch.Tensor], tuned: Path, alpha: float) -> dict[str, torch.Tensor]:
+    """Return `start + alpha (tuned - start)`, weight by weight, so that of two models one is in memory.
+
+    Args:
+        start: Weights of a module by name, on the CPU; they are replaced.
+        tuned: Folder that `save_pretrained` wrote.
+        alpha: 0 is the start, 1 the tuned model.
+    """
+    with safe_open(tuned / "model.safetensors", "pt") as file:
+        names = file.keys()
+        for name in names:
+            weight = start[f"whisper.{name}"]
+            start[f"whisper.{name}"] = torch.lerp(weight, file.get_tensor(name).to(weight.dtype), alpha)
+    return start
 
 
 def identify(whisper: WhisperForConditionalGeneration, tokenizer: Any, *, with_weights: bool) -> str:

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import pandas as pd
 from tqdm import tqdm
 
-from whisper_lightning.report.oddities import characters_per_second, is_loop, is_unlikely_speed, speed_limits
 from whisper_lightning.report.transcripts import ReferenceUtterance, Transcripts
 from whisper_lightning.scoring.edits import EditCounts, character_edits
+from whisper_lightning.scoring.oddities import characters_per_second, is_loop, is_unlikely_speed, speed_limits
 from whisper_lightning.scoring.spanish import (
     SCORINGS,
     MarkCounts,

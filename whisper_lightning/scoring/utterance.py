@@ -42,6 +42,17 @@ def score(key: str, audio: str, reference: str, hypothesis: str) -> ScoredUttera
     )
 
 
+def transcripts_path(folder: Path, guard: str, name: str) -> Path:
+    """Return the place of a table in a run's folder.
+
+    Args:
+        folder: The run's.
+        guard: `guard/NAME`, or "" for the utterances of the validation and the test.
+        name: `before`, `test`, `step-000025`.
+    """
+    return folder / "transcripts" / guard / f"{name}.csv"
+
+
 def write_transcripts(rows: Sequence[ScoredUtterance], path: Path) -> None:
     """Write a table of transcripts, whole or not at all: a continued run takes `before.csv` for complete."""
     path.parent.mkdir(parents=True, exist_ok=True)

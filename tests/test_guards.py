@@ -1,0 +1,178 @@
+"""Guards: measured before, while and after training, and the model that a run ends with hears none of them worse."""
+
+import csv
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import copy_corpus, one_error, publish, quick_arguments, read_rows
+from whisper_lightning.callbacks.interpolate import Candidate, choose
+from whisper_lightning.cli import main
+from whisper_lightning.data.generations import open_csv
+from whisper_lightning.data.loader import BatchDataset
+from whisper_lightning.data.plan import PlannedBatch
+from whisper_lightning.model.load import load
+from whisper_lightning.scoring.intervals import Difference, Estimate
+from whisper_lightning.scoring.utterance import measure_difference, read_transcripts
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Clips, a published model, and a guard in two languages."""
+    folder = tmp_path_factory.mktemp("guards")
+    corpus = copy_corpus(folder / "corpus", 8, 8)
+    publish(folder / "model")
+    rows = read_rows(corpus / "train.csv")
+    with (corpus / "guard.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["audio", "sentence", "language"])
+        languages = ["gl", "es", "GL ", "", "gl", "es", "xx"]
+        writer.writerows([row["audio"], row["sentence"], code] for row, code in zip(rows, languages, strict=False))
+    return folder
+
+
+def arguments(material: Path, run: Path, *options: str) -> list[str]:
+    return [
+        *quick_arguments(material / "corpus", run),
+        f"--model.checkpoint={material / 'model'}",
+        "--model.random_weights=false",
+        f"--data.guard.both={material / 'corpus' / 'guard.csv'}",
+        f"--data.guard.some={material / 'corpus' / 'test.csv'}",
+        "--data.guard_languages.some=gl",
+        "--data.guard_utterances=5",
+        "--data.max_rejected_fraction=0.2",
+        "--trainer.logger=true",
+        "--trainer.max_steps=20",
+        "--trainer.val_check_interval=10",
+        *options,
+    ]
+
+
+@pytest.fixture(scope="module")
+def run(material: Path) -> Path:
+    """A run that makes both guards worse, and may not."""
+    folder = material / "run"
+    assert main(arguments(material, folder, "--best.guard_margin=1000")) == 0
+    return folder
+
+
+def test_guards_are_measured_before_while_and_after_training(run: Path) -> None:
+    metrics = pd.read_csv(run / "metrics.csv")
+    for guard, rows in (("both", 5), ("some", 5)):
+        steps = metrics.dropna(subset=[f"guard/{guard}/wer_normalized"])
+        assert list(steps["step"]) == [0, 10, 20]
+        assert steps[f"guard/{guard}/difference"].isna().tolist() == [True, False, False]
+        folder = run / "transcripts" / "guard" / guard
+        first, last = (read_transcripts(folder / f"step-{step:06d}.csv") for step in (0, 20))
+        assert len(first) == len(last) == rows
+        expected = measure_difference(last, first, "wer_normalized")
+        assert expected is not None
+        assert list(steps[f"guard/{guard}/difference"])[-1] == pytest.approx(expected.value)
+        assert list(steps[f"guard/{guard}/difference_low"])[-1] == pytest.approx(expected.low)
+    for guard, rows in (("both", 6), ("some", 8)):  # a row in a language that the model does not have is left out
+        folder = run / "transcripts" / "guard" / guard
+        assert len(read_transcripts(folder / "before.csv")) == len(read_transcripts(folder / "test.csv")) == rows
+        assert (
+            metrics[f"before/guard/{guard}/wer"].notna().sum() == metrics[f"test/guard/{guard}/wer"].notna().sum() == 1
+        )
+    rejected = read_rows(run / "rejected.csv")
+    assert [(row["split"], row["reason"]) for row in rejected] == [("guard/both", "unknown language")]
+
+
+def test_a_guard_is_decoded_in_its_rows_languages(material: Path, run: Path) -> None:
+    """As a model of that language decodes them, and with the labels of that language."""
+    table = read_transcripts(run / "transcripts" / "guard" / "both" / "before.csv")
+    clips = [material / "corpus" / audio for audio in table["audio"]]
+    for language, rows in (("gl", [0, 2, 4]), ("es", [1, 3, 5])):
+        module = load(str(material / "model"), language=language)
+        module.let_write(None)
+        expected = module.transcribe([clips[row] for row in rows], max_new_tokens=10)
+        assert [table["hypothesis"][row] for row in rows] == expected
+    module = load(str(material / "model"))
+    dataset = BatchDataset(open_csv(material / "corpus" / "guard.csv"), module.encoder, language="es")
+    batch = dataset[PlannedBatch((0, 1, 2), 16000 * 4), 0]
+    assert not isinstance(batch, Exception)
+    prompts = [module.processor.tokenizer.convert_ids_to_tokens(ids) for ids in batch.decoder_input_ids[:, :4].tolist()]
+    assert [prompt[1] for prompt in prompts] == ["<|gl|>", "<|es|>", "<|gl|>"]
+    assert batch.languages == ["gl", "es", "gl"]
+
+
+def test_the_language_is_detected_as_transformers_does(material: Path, run: Path) -> None:
+    module = load(str(material / "model"), exact=True)
+    dataset = BatchDataset(open_csv(material / "corpus" / "guard.csv"), module.encoder, language="es")
+    batch = dataset[PlannedBatch((0, 1, 2, 3), 16000 * 4), 0]
+    assert not isinstance(batch, Exception)
+    heard = module.validation_step(batch, 0).languages
+    features = module.log_mel(batch.waveforms)
+    ids = module.whisper.detect_language(input_features=features, generation_config=module.whisper.generation_config)
+    assert heard == [module.processor.tokenizer.convert_ids_to_tokens(each).strip("<|>") for each in ids.tolist()]
+
+
+def test_the_run_ends_with_the_best_of_the_way_that_its_guards_admit(material: Path, run: Path) -> None:
+    table = pd.read_csv(run / "alphas.csv")
+    assert list(table["alpha"]) == [0, 0.25, 0.5, 0.75, 1]
+    assert table["admitted"].all()
+    (chosen,) = table[table["chosen"] == 1]["alpha"]
+    assert chosen == table.sort_values(["wer", "alpha"])["alpha"].iloc[0]
+    start = load_file(material / "model" / "model.safetensors")
+    best, tuned = (load_file(run / name / "model.safetensors") for name in ("best", "tuned" if chosen < 1 else "best"))
+    for name, weight in best.items():
+        expected = torch.lerp(start[name].float(), tuned[name].float(), float(chosen))
+        assert torch.allclose(weight.float(), expected, atol=1e-3, rtol=2e-3), name
+    assert not list((run / "checkpoints").glob("alpha-*"))
+
+
+def test_a_run_whose_guards_all_become_worse_ends_where_it_began(
+    material: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = material / "strict"
+    caplog.set_level("INFO")
+    assert main(arguments(material, run, "--best.guard_margin=-1000")) == 0
+    table = pd.read_csv(run / "alphas.csv")
+    assert list(table["admitted"]) == [1, 0, 0, 0, 0]
+    start = load_file(material / "model" / "model.safetensors")
+    best, tuned = (load_file(run / name / "model.safetensors") for name in ("best", "tuned"))
+    assert all(torch.equal(start[name].float(), weight.float()) for name, weight in best.items())
+    assert any(not torch.equal(start[name].float(), weight.float()) for name, weight in tuned.items())
+    assert "Every model between the start and the best step hears a guard worse" in caplog.text
+    assert "Guard both (6 utterances, normalized; before " in caplog.text
+    # Continued, it decides anew, from the tuned model.
+    again = arguments(material, run, "--best.guard_margin=1000", "--best.alphas=[0.5]", "--ckpt_path=last")
+    assert main(again) == 0
+    assert list(pd.read_csv(run / "alphas.csv")["alpha"]) == [0, 0.5, 1]
+    (chosen,) = pd.read_csv(run / "alphas.csv").query("chosen == 1")["alpha"]
+    now = load_file(run / "best" / "model.safetensors")
+    for name, weight in now.items():
+        expected = torch.lerp(start[name].float(), tuned[name].float(), float(chosen))
+        assert torch.allclose(weight.float(), expected, atol=1e-3, rtol=2e-3), name
+
+
+def candidate(alpha: float, wer: float, admitted: bool = True) -> Candidate:
+    return Candidate(alpha, Estimate(wer, None, None), {"guard/x": Difference(0.0, None, None, None)}, admitted)
+
+
+def test_of_equal_candidates_the_one_nearer_to_the_start_is_taken() -> None:
+    tried = [candidate(0, 20), candidate(0.25, 15), candidate(0.5, 14), candidate(0.75, 14), candidate(1, 13, False)]
+    assert choose(tried).alpha == 0.5
+    assert choose([candidate(0, 20), candidate(0.5, 10, False)]).alpha == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--data.guard.a/b=x.csv", "no name for a guard"),
+        ("--data.guard.there=nowhere.csv", "data.guard/there: there is no CSV"),
+        ("--data.guard_languages.other=gl", "there is no guard other"),
+        ("--data.guard_languages.both=xx", "no language 'xx'"),
+        ("--data.guard_utterances=0", "data.guard_utterances: 0"),
+        ("--best.alphas=[0.5, 1.0]", "best.alphas: 1.0"),
+    ],
+)
+def test_mistakes_about_guards_are_one_line(
+    option: str, message: str, material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(material, tmp_path / "run", option)) == 2
+    assert message in one_error(capsys)

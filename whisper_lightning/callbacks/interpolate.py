@@ -1,0 +1,133 @@
+"""The model that a run ends with: as good as can be where it is trained, and nowhere worse than before.
+
+Weights between those that a run starts from and those that it ends with keep much of what both can do (Wortsman et al.
+2022, arXiv:2109.01903). So at the end a few of them are decoded, and that with the best WER on the validation is taken
+of those which no guard speaks against. The test utterances have no part in it.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from lightning.pytorch import LightningDataModule, Trainer
+
+from whisper_lightning.callbacks.best import KeepBest
+from whisper_lightning.callbacks.wer import EvaluateWER
+from whisper_lightning.files import remove
+from whisper_lightning.model.module import WhisperModule
+from whisper_lightning.model.weights import interpolate
+from whisper_lightning.scoring.intervals import Difference, Estimate
+from whisper_lightning.scoring.utterance import measure, measure_difference, read_transcripts, transcripts_path
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model between the start (0) and the end (1) of a run's training.
+
+    Attributes:
+        alpha: Where between.
+        wer: On the validation, in percent.
+        guards: Normalized WER of each guard minus what it was before training.
+        admitted: Whether no guard speaks against it.
+    """
+
+    alpha: float
+    wer: Estimate
+    guards: dict[str, Difference]
+    admitted: bool
+
+
+def choose(candidates: list[Candidate]) -> Candidate:
+    """Return the admitted candidate with the best WER; of several the one that is nearer to the start."""
+    return min((each for each in candidates if each.admitted), key=lambda each: (each.wer.value, each.alpha))
+
+
+def settle(trainer: Trainer, module: WhisperModule, data: LightningDataModule) -> Candidate | None:
+    """Put the model into `best/` that the run ends with, and what was tried into `alphas.csv`.
+
+    Where that is not the best one of the training, this one is kept in `tuned/`.
+
+    Args:
+        trainer: After its fit.
+        module: What was trained.
+        data: Its data.
+
+    Returns:
+        What was chosen; None where there is nothing to choose: no guard, no better step, or nothing to start from.
+    """
+    folder = Path(trainer.default_root_dir)
+    best = next(c for c in trainer.callbacks if isinstance(c, KeepBest))  # type: ignore[attr-defined]
+    start = transcripts_path(folder, "", "step-000000")
+    guards: list[str] = getattr(data, "guards", [])
+    from_nothing = module.hparams["random_weights"] and module.hparams["initial_weights"] is None
+    if not guards or not best.alphas or best.step < 1 or from_nothing or not start.is_file():
+        return None
+    names = {0.0: "step-000000", 1.0: f"step-{best.step:06d}"}
+    places = {alpha: folder / "checkpoints" / f"alpha-{alpha:g}" for alpha in best.alphas}
+    try:
+        for alpha, place in places.items():
+            names[alpha] = f"alpha-{alpha:g}"
+            _write(trainer, module, best.tuned(folder), place, alpha)
+            _validate(trainer, module.reload(place), data, names[alpha])
+        tried = [_read(folder, guards, alpha, names[alpha], best.guard_margin) for alpha in sorted(names)]
+        chosen = choose(tried)
+        if chosen.alpha == 0.0:
+            places[0.0] = folder / "checkpoints" / "alpha-0"
+            _write(trainer, module, best.tuned(folder), places[0.0], 0.0)
+        if trainer.is_global_zero:
+            _write_table(tried, chosen, folder / "alphas.csv")
+            best.take(folder, places.get(chosen.alpha))
+    finally:
+        for place in places.values() if trainer.is_global_zero else ():
+            remove(place)
+    trainer.strategy.barrier("settle")
+    return chosen
+
+
+def _write(trainer: Trainer, module: WhisperModule, tuned: Path, place: Path, alpha: float) -> None:
+    """Write the weights between the run's start and its tuned model as a folder."""
+    if trainer.is_global_zero:
+        remove(place)
+        module.save_pretrained(place, interpolate(module.at_the_start(), tuned, alpha))
+    trainer.strategy.barrier("interpolate")
+
+
+def _validate(trainer: Trainer, candidate: WhisperModule, data: LightningDataModule, name: str) -> None:
+    evaluate = next(c for c in trainer.callbacks if isinstance(c, EvaluateWER))  # type: ignore[attr-defined]
+    evaluate.candidate = name
+    try:
+        trainer.validate(candidate, datamodule=data, verbose=False)
+    finally:
+        evaluate.candidate = None
+
+
+def _read(folder: Path, guards: list[str], alpha: float, name: str, margin: float) -> Candidate:
+    """Return what the tables of a validation say."""
+    differences = {}
+    for guard in guards:
+        now, before = (read_transcripts(transcripts_path(folder, guard, each)) for each in (name, "step-000000"))
+        difference = measure_difference(now, before, "wer_normalized")
+        assert difference is not None, "other utterances than before training"
+        differences[guard] = difference
+    highest = max(each.value if each.high is None else each.high for each in differences.values())
+    wer = measure(read_transcripts(transcripts_path(folder, "", name)), "wer")
+    return Candidate(alpha, wer, differences, alpha == 0.0 or highest <= margin)
+
+
+def _write_table(tried: list[Candidate], chosen: Candidate, path: Path) -> None:
+    """Write a row for each candidate."""
+    rows = []
+    for each in tried:
+        row = {"alpha": each.alpha, "wer": each.wer.value, "wer_low": each.wer.low, "wer_high": each.wer.high}
+        row |= {"chosen": int(each is chosen), "admitted": int(each.admitted)}
+        for guard, difference in each.guards.items():
+            name = guard.removeprefix("guard/")
+            figures = {"difference": difference.value, "low": difference.low, "high": difference.high}
+            row |= {f"{name}.{key}": value for key, value in figures.items()}
+        rows.append(row)
+    pd.DataFrame(rows).to_csv(path, index=False, encoding="utf-8")
