@@ -16,7 +16,7 @@ from whisper_lightning.data.loader import BatchDataset
 from whisper_lightning.data.plan import PlannedBatch
 from whisper_lightning.model.load import load
 from whisper_lightning.scoring.intervals import Difference, Estimate
-from whisper_lightning.scoring.utterance import measure_difference, read_transcripts
+from whisper_lightning.scoring.utterance import measure, measure_difference, read_transcripts
 
 
 @pytest.fixture(scope="module")
@@ -176,3 +176,26 @@ def test_mistakes_about_guards_are_one_line(
 ) -> None:
     assert main(arguments(material, tmp_path / "run", option)) == 2
     assert message in one_error(capsys)
+
+
+def test_the_mean_of_the_best_steps_takes_part(
+    material: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    run = tmp_path / "run"
+    options = ["--best.average=2", "--best.alphas=[]", "--trainer.val_check_interval=5", "--trainer.max_steps=15"]
+    assert main(arguments(material, run, *options)) == 0
+    wers = pd.read_csv(run / "metrics.csv").dropna(subset=["val/wer"]).query("step > 0")
+    ranked = sorted(zip(wers["val/wer"], wers["step"], strict=True))[:2]
+    files = sorted((run / "checkpoints").glob("step-*.safetensors"))
+    assert [path.name for path in files] == sorted(f"step-{step:06d}.safetensors" for _, step in ranked)
+    parts = [load_file(path) for path in files]
+    table = read_transcripts(run / "transcripts" / "average.csv")
+    assert len(table) == 8
+    mean = measure(table, "wer").value
+    best = load_file(run / "best" / "model.safetensors")
+    for name, weight in best.items():
+        expected = (parts[0][name].float() + parts[1][name].float()) / 2
+        assert torch.allclose(weight.float(), expected, atol=1e-3, rtol=2e-3) == (mean < ranked[0][0]), name
+        break
+    assert f"WER {mean:.2f} %" in caplog.text

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 import wandb
 
-from tests import test_suppressed
+from tests import test_guards, test_suppressed
 from tests.conftest import MODEL, copy_corpus, one_error, quick_arguments, read_rows
 from tests.faulty_server import Faults, serve
 from whisper_lightning.cli import main
@@ -60,6 +60,12 @@ ELSEWHERE = {
     "data.cache_gib": "test_a_small_cache_is_warned_of",
     "data.min_kib_per_second": "test_a_server_slower_than_the_option_is_given_up",
     "data.max_rejected_fraction": "test_rows_that_may_be_rejected",
+    "data.guard": "test_guards_are_measured_before_while_and_after_training",
+    "data.guard_languages": "test_a_guard_is_decoded_in_its_rows_languages",
+    "data.guard_utterances": "test_guards_are_measured_before_while_and_after_training",
+    "best.average": "test_the_mean_of_the_best_steps_takes_part",
+    "best.alphas": "test_a_run_whose_guards_all_become_worse_ends_where_it_began",
+    "best.guard_margin": "test_a_run_whose_guards_all_become_worse_ends_where_it_began",
     "wandb.enabled": "test_weights_and_biases_are_told_project_and_name",
     "wandb.project": "test_weights_and_biases_are_told_project_and_name",
     "wandb.name": "test_weights_and_biases_are_told_project_and_name",
@@ -137,7 +143,7 @@ def test_the_table_has_every_option_of_ours(capsys: pytest.CaptureFixture[str]) 
     groups = "model|data|evaluate|best|resume|steps|wandb"
     options = set(re.findall(rf"^ +--((?:{groups})\.[a-z_]+)", capsys.readouterr().out, re.MULTILINE))
     assert options == TABLE.keys() | ELSEWHERE.keys()
-    assert set(ELSEWHERE.values()) <= globals().keys() | vars(test_suppressed).keys()
+    assert set(ELSEWHERE.values()) <= globals().keys() | vars(test_suppressed).keys() | vars(test_guards).keys()
 
 
 def test_predict_transcribes_its_own_csv(material: Path) -> None:

@@ -18,7 +18,7 @@ from whisper_lightning.callbacks.best import KeepBest
 from whisper_lightning.callbacks.wer import EvaluateWER
 from whisper_lightning.files import remove
 from whisper_lightning.model.module import WhisperModule
-from whisper_lightning.model.weights import interpolate
+from whisper_lightning.model.weights import average, interpolate
 from whisper_lightning.scoring.intervals import Difference, Estimate
 from whisper_lightning.scoring.utterance import measure, measure_difference, read_transcripts, transcripts_path
 
@@ -50,7 +50,7 @@ def choose(candidates: list[Candidate]) -> Candidate:
 def settle(trainer: Trainer, module: WhisperModule, data: LightningDataModule) -> Candidate | None:
     """Put the model into `best/` that the run ends with, and what was tried into `alphas.csv`.
 
-    Where that is not the best one of the training, this one is kept in `tuned/`.
+    Where that is not the best one of the training, this one is kept in `tuned/`. It may be the mean of several steps.
 
     Args:
         trainer: After its fit.
@@ -64,10 +64,11 @@ def settle(trainer: Trainer, module: WhisperModule, data: LightningDataModule) -
     best = next(c for c in trainer.callbacks if isinstance(c, KeepBest))  # type: ignore[attr-defined]
     start = transcripts_path(folder, "", "step-000000")
     guards: list[str] = getattr(data, "guards", [])
+    _average(trainer, module, data, best)
     from_nothing = module.hparams["random_weights"] and module.hparams["initial_weights"] is None
     if not guards or not best.alphas or best.step < 1 or from_nothing or not start.is_file():
         return None
-    names = {0.0: "step-000000", 1.0: f"step-{best.step:06d}"}
+    names = {0.0: "step-000000", 1.0: "average" if best.is_average else f"step-{best.step:06d}"}
     places = {alpha: folder / "checkpoints" / f"alpha-{alpha:g}" for alpha in best.alphas}
     try:
         for alpha, place in places.items():
@@ -87,6 +88,29 @@ def settle(trainer: Trainer, module: WhisperModule, data: LightningDataModule) -
             remove(place)
     trainer.strategy.barrier("settle")
     return chosen
+
+
+def _average(trainer: Trainer, module: WhisperModule, data: LightningDataModule, best: KeepBest) -> None:
+    """Take the mean of the best steps for the tuned model, if its WER is lower than that of the best step."""
+    folder = Path(trainer.default_root_dir)
+    paths, place = best.averaged(folder), folder / "checkpoints" / "average"
+    if not paths:
+        return
+    if trainer.is_global_zero:
+        remove(place)
+        weights = {f"whisper.{name}": weight for name, weight in average(paths).items()}
+        weights["whisper.proj_out.weight"] = weights["whisper.model.decoder.embed_tokens.weight"]
+        module.save_pretrained(place, weights)
+    trainer.strategy.barrier("average")
+    _validate(trainer, module.reload(place), data, "average")
+    wer = measure(read_transcripts(transcripts_path(folder, "", "average")), "wer").value
+    best.is_average = wer < best.wer
+    logger.info("The mean of steps %s: WER %.2f %%", ", ".join(str(int(step)) for _, step in best.steps), wer)
+    if trainer.is_global_zero:
+        if best.is_average:
+            best.replace(folder, place)
+        remove(place)
+    trainer.strategy.barrier("average taken")
 
 
 def _write(trainer: Trainer, module: WhisperModule, tuned: Path, place: Path, alpha: float) -> None:

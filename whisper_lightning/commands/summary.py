@@ -51,6 +51,8 @@ def sum_up(trainer: Trainer, data: SpeechDataModule, chosen: Candidate | None) -
             "that the run started from, tuned/ the best step"
         )
     model, step = folder / "best", f"step {best.step}"
+    if best.is_average:
+        step = f"mean of steps {', '.join(str(int(each)) for _, each in best.steps)}"
     if chosen is not None and chosen.alpha < 1.0:
         step = f"{chosen.alpha:g} of the way from the start to {step}, which is in tuned/"
     lines.append(f"Best model ({step}): {model}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,14 @@ def load_weights(checkpoint: str, config: WhisperConfig) -> WhisperForConditiona
             f"{', '.join(wrong[:NUM_NAMED])}{more}; choose a whole checkpoint"
         )
     return whisper
+
+
+def average(paths: Sequence[Path]) -> dict[str, torch.Tensor]:
+    """Return the mean of the weights in safetensors files, by name in float32; one weight is open at a time."""
+    with ExitStack() as stack:
+        files = [stack.enter_context(safe_open(path, "pt")) for path in paths]
+        names = files[0].keys()
+        return {name: torch.stack([file.get_tensor(name).float() for file in files]).mean(dim=0) for name in names}
 
 
 def interpolate(start: dict[str, torch.Tensor], tuned: Path, alpha: float) -> dict[str, torch.Tensor]:
