@@ -189,12 +189,13 @@ def last_checkpoint(folder: Path) -> Path:
 def describe_run(trainer: Trainer) -> dict[str, Any]:
     """Return what must be the same for a run to be continued: all that decides what is computed, by option's name."""
     module, data = trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
-    names = ("accumulate_grad_batches", "precision", "gradient_clip_val", "gradient_clip_algorithm")
+    steps = ("accumulate_grad_batches", "precision", "gradient_clip_val", "gradient_clip_algorithm")
     limits = ("limit_train_batches", "limit_val_batches", "val_check_interval", "check_val_every_n_epoch")
-    run = {f"trainer.{name}": getattr(trainer, name) for name in names + limits}
+    run = {f"trainer.{name}": getattr(trainer, name) for name in steps + limits}
     run |= {f"model.{name}": value for name, value in module.hparams.items() if name not in FREE_OPTIONS}
     run["model.checkpoint"] = module.identity  # it may have moved, or be called by another name
-    run |= {f"data.{name}": getattr(data, name) for name in ("batch_size", "max_batch_seconds", "augment")}
+    names = ("batch_size", "max_batch_seconds", "augment", "timestamps", "pack", "prompt")
+    run |= {f"data.{name}": getattr(data, name) for name in names}
     run |= {"seed_everything": data.seed, "number of processes": trainer.world_size}
     # A checkpoint is read without pickle: no enumerations, no paths.
     run = {name: value if isinstance(value, int | float | None) else str(value) for name, value in run.items()}

@@ -16,6 +16,7 @@ from whisper_lightning.audio.constants import SAMPLE_RATE_HZ, SAMPLES_PER_POSITI
 from whisper_lightning.batch import Batch
 from whisper_lightning.data.format import Utterance
 from whisper_lightning.data.plan import Plan, PlannedBatch
+from whisper_lightning.data.rows import Label, Rows
 from whisper_lightning.data.shards import ShardIndex
 from whisper_lightning.data.workers import death_of_a_worker, no_shared_memory, obey_the_main_process, starting_workers
 from whisper_lightning.errors import UserError
@@ -25,24 +26,27 @@ SHARED_MEMORY = Path("/dev/shm")
 """Where batches go from the workers to the main process, on Linux."""
 
 
-def collate(utterances: list[Utterance], num_samples: int, encoder: LabelEncoder) -> Batch:
+def collate(
+    utterances: list[Utterance], num_samples: int, encoder: LabelEncoder, labels: list[Label] | None = None
+) -> Batch:
     """Pad waveforms to `num_samples` and lay out decoder inputs and the tokens that count.
 
-    Positions are computed here, on the CPU, because a boolean mask on the device would cost a host sync each step.
+    Labels are those of the sentences, unless they are given. Positions are computed here, on the CPU, because a boolean
+    mask on the device would cost a host sync each step.
     """
     assert num_samples % SAMPLES_PER_POSITION == 0
     waveforms = torch.zeros(len(utterances), num_samples)
     for row, utterance in enumerate(utterances):
         waveforms[row, : len(utterance.waveform)] = utterance.waveform
-    labels = [encoder.encode(utterance.sentence) for utterance in utterances]
-    width = max(len(ids) for ids in labels) - 1
+    labels = labels or [Label(encoder.encode(utterance.sentence)) for utterance in utterances]
+    width = max(len(ids) for ids, _ in labels) - 1
     inputs = torch.full((len(labels), width), encoder.end)
     positions: list[int] = []
     tokens: list[int] = []
-    for row, ids in enumerate(labels):
+    for row, (ids, num_given) in enumerate(labels):
         inputs[row, : len(ids) - 1] = torch.tensor(ids[:-1])
-        positions.extend(range(row * width, row * width + len(ids) - 1))
-        tokens.extend(ids[1:])
+        positions.extend(range(row * width + num_given, row * width + len(ids) - 1))
+        tokens.extend(ids[num_given + 1 :])
     return Batch(
         keys=[utterance.key for utterance in utterances],
         waveforms=waveforms,
@@ -65,11 +69,13 @@ class BatchDataset(Dataset[Batch | UserError]):
         index: Where the utterances are.
         encoder: Makes label ids.
         augment_seed: Seed of the augmentation; None for none.
+        rows: Makes rows of more than an utterance and its sentence.
     """
 
     index: ShardIndex
     encoder: LabelEncoder
     augment_seed: int | None = None
+    rows: Rows | None = None
 
     def __getitem__(self, item: tuple[PlannedBatch, int]) -> Batch | UserError:
         """Read the utterances of a planned batch of an epoch, and pad them to its length."""
@@ -89,11 +95,16 @@ class BatchDataset(Dataset[Batch | UserError]):
         return batch
 
     def _read(self, planned: PlannedBatch, epoch: int) -> Batch:
-        utterances = [self.index.read(i) for i in planned.indices]
-        if self.augment_seed is not None:
-            waveforms = (augment(each.waveform, self.augment_seed, epoch, each.key) for each in utterances)
-            utterances = [each._replace(waveform=new) for each, new in zip(utterances, waveforms, strict=True)]
-        return collate(utterances, planned.num_samples, self.encoder)
+        def read(i: int) -> Utterance:
+            utterance = self.index.read(i)
+            if self.augment_seed is None:
+                return utterance
+            return utterance._replace(waveform=augment(utterance.waveform, self.augment_seed, epoch, utterance.key))
+
+        if self.rows is None:
+            return collate([read(i) for i in planned.indices], planned.num_samples, self.encoder)
+        rows = [self.rows.read(number, epoch, read, self.index.read_text) for number in planned.indices]
+        return collate([row for row, _ in rows], planned.num_samples, self.encoder, [label for _, label in rows])
 
 
 class _Remaining(Sampler[tuple[PlannedBatch, int]]):

@@ -15,6 +15,7 @@ from whisper_lightning.audio.constants import SAMPLE_RATE_HZ
 from whisper_lightning.data.format import Rejected
 from whisper_lightning.data.manifest import special_token
 from whisper_lightning.data.plan import Plan, PlanOptions, plan_epoch
+from whisper_lightning.data.rows import Rows
 from whisper_lightning.data.shards import ShardIndex
 from whisper_lightning.data.transfer import is_remote
 from whisper_lightning.errors import UserError
@@ -96,11 +97,13 @@ class Split:
         index: The shards.
         members: Positions in the index, ascending.
         rejected: What was left out, and why.
+        rows: What the rows of its batches are, where that is more than an utterance and its sentence.
     """
 
     index: ShardIndex
     members: NDArray[np.int32]
     rejected: list[Rejected]
+    rows: Rows | None = None
 
     @property
     def seconds(self) -> float:
@@ -117,10 +120,14 @@ class Split:
     def plan(
         self, options: PlanOptions, *, seed: int, epoch: int, rank: int = 0, world_size: int = 1, shuffle: bool = True
     ) -> Plan:
-        """Plan one rank's batches of the members for an epoch, as positions in the index; see `plan_epoch`."""
+        """Plan one rank's batches of the members for an epoch; see `plan_epoch`.
+
+        It names positions in the index, or windows where there are any.
+        """
+        windows = self.rows and self.rows.windows
         plan = plan_epoch(
-            self.index.num_samples[self.members],
-            self.index.table["shard"][self.members],
+            windows.num_samples if windows else self.index.num_samples[self.members],
+            self.index.table["shard"][windows.first if windows else self.members],
             options,
             seed=seed,
             epoch=epoch,
@@ -128,7 +135,7 @@ class Split:
             world_size=world_size,
             shuffle=shuffle,
         )
-        return replace(plan, indices=self.members[plan.indices])
+        return plan if windows else replace(plan, indices=self.members[plan.indices])
 
 
 def admit(
