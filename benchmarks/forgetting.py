@@ -20,7 +20,7 @@ import pandas as pd
 
 from whisper_lightning.cli import main as run
 from whisper_lightning.scoring.intervals import Difference, paired_difference
-from whisper_lightning.scoring.utterance import RATES, measure, read_transcripts, transcripts_path
+from whisper_lightning.scoring.utterance import errors_and_lengths, measure, read_transcripts, transcripts_path
 from whisper_lightning.terminal import read_command_line
 
 
@@ -82,10 +82,8 @@ def compare(folders: list[Path], guard: str, rate: str) -> Difference:
         tables = [read_transcripts(transcripts_path(folder, guard, name)) for name in ("test", "before")]
         assert tables[0]["key"].equals(tables[1]["key"])
         for found, table in zip(errors, tables, strict=True):
-            kinds = [table[f"{RATES[rate]}_{kind}"] for kind in ("substitutions", "deletions", "insertions")]
-            found += sum(kinds).tolist()
-        words = [tables[0][f"{RATES[rate]}_{kind}"] for kind in ("hits", "substitutions", "deletions")]
-        lengths += sum(words).tolist()
+            found += errors_and_lengths(table, rate)[0]
+        lengths += errors_and_lengths(tables[0], rate)[1]
     return paired_difference(errors[0], errors[1], lengths)
 
 

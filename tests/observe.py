@@ -90,7 +90,8 @@ class Observe(Callback):
         self._seen["every position"] = self._num_positions == pl_module.full_frames // 2
         self._seen["masks"] = not torch.equal(heard, clean)
         self._seen["encoder calls"] = max(self._seen["encoder calls"] or 0, len(self._features))
-        self._seen["prompt"] = batch.decoder_input_ids[0, :4].tolist()
+        starts = {tuple(ids) for ids in [*self._seen["prompts"], *batch.decoder_input_ids[:, :4].tolist()]}
+        self._seen["prompts"] = sorted(starts)
         self._seen["workers"] = len(set(multiprocessing.active_children()) - self._before)
 
     def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:

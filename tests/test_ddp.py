@@ -16,6 +16,7 @@ from transformers import WhisperForConditionalGeneration
 from tests.conftest import copy_corpus, one_error, quick_arguments
 from tests.record import read, run_ranks
 from tests.test_resume import differences, record
+from tests.timed import speaking_corpus, write_timed_model
 from whisper_lightning.cli import main
 from whisper_lightning.data.build import build_shards
 
@@ -95,6 +96,29 @@ def test_two_ranks_have_the_gradients_of_one_process(tmp_path: Path) -> None:
         expected, ours = (list(table[column].dropna()) for table in metrics)
         assert len(expected) == 4
         assert ours == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_two_ranks_share_the_packed_windows(tmp_path: Path) -> None:
+    """One process and two: each utterance once, in the same windows with the same sound, and the same gradients."""
+    corpus, model = speaking_corpus(tmp_path / "corpus", UTTERANCES), write_timed_model(tmp_path / "model")
+    options = ["--data.pack=0.7", "--data.timestamps=0.5", "--data.prompt=0.5", "--data.augment=true"]
+    options += [f"--model.checkpoint={model}", "--model.tail=exact", "--trainer.max_steps=5"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    whole, half = "--data.batch_size=40", "--data.batch_size=20"  # an epoch is one step
+    assert main([*quick_arguments(corpus, one), *record(one), *options, whole]) == 0
+    assert run_ranks([*quick_arguments(corpus, two), *record(two), *options, half], 2) == [0, 0]
+    expected, ranks = served(one, 0), [served(two, rank) for rank in (0, 1)]
+    assert len(expected) == 5
+    for epoch, keys in expected.items():
+        assert sorted(ranks[0][epoch] + ranks[1][epoch]) == sorted(keys)
+        assert sorted("+".join(keys).split("+")) == [f"{row:08d}" for row in range(2, UTTERANCES + 2)]
+    assert any("+" in key for key in expected[0])
+    metrics = [pd.read_csv(folder / "metrics.csv") for folder in (one, two)]
+    for column in ("train/loss", "train/gradient_norm"):
+        expected_values, ours = (list(table[column].dropna()) for table in metrics)
+        assert len(expected_values) == 5
+        assert ours == pytest.approx(expected_values, rel=1e-4)
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,9 @@ import soundfile
 import wandb
 
 from tests import test_guards, test_suppressed
-from tests.conftest import MODEL, copy_corpus, one_error, quick_arguments, read_rows
+from tests.conftest import copy_corpus, one_error, quick_arguments, read_rows
 from tests.faulty_server import Faults, serve
+from tests.timed import write_timed_model
 from whisper_lightning.cli import main
 from whisper_lightning.data import transfer
 from whisper_lightning.data.build import build_shards
@@ -28,8 +29,8 @@ TABLE: dict[str, tuple[str, set[str]]] = {
     "model.checkpoint": ("{folder}/other", {"weights at the start"}),
     "model.random_weights": ("true", {"weights at the start"}),
     "model.initial_weights": ("{folder}/base/checkpoints/last.ckpt", {"weights at the start"}),
-    "model.language": ("gl", {"prompt"}),
-    "model.task": ("translate", {"prompt"}),
+    "model.language": ("gl", {"prompts"}),
+    "model.task": ("translate", {"prompts"}),
     "model.tail": ("exact", {"every position", "validation frames"}),
     "model.learning_rate": ("0.002", {"learning rates"}),
     "model.warmup_steps": ("3", {"learning rates"}),
@@ -48,6 +49,9 @@ TABLE: dict[str, tuple[str, set[str]]] = {
     "data.eval_batch_size": ("2", BATCHES),
     "data.max_batch_seconds": ("5", {*BATCHES, "training batches", "training seconds"}),
     "data.augment": ("true", {"training audio"}),
+    "data.timestamps": ("1", {"prompts"}),
+    "data.pack": ("1", {*TRAINING, "prompts"}),
+    "data.prompt": ("1", {"prompts"}),
     "data.num_workers": ("1", {"workers"}),
     "evaluate.num_shown": ("1", {"rows shown"}),
     "resume.every_n_steps": ("3", {"saves"}),
@@ -93,8 +97,9 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
             writer = csv.writer(file)
             writer.writerow(["audio", "sentence", "english"])
             writer.writerows([row["audio"], row["sentence"], "the light"] for row in rows)
+    timed = str(write_timed_model(folder / "timed"))
     for name in ("model", "other"):
-        WhisperModule(str(MODEL), random_weights=True).save_pretrained(folder / name)
+        WhisperModule(timed, random_weights=True).save_pretrained(folder / name)
     return folder
 
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import MODEL, copy_corpus, one_error, quick_arguments
+from tests.conftest import MODEL, one_error, quick_arguments
 from tests.record import read, run
+from tests.timed import speaking_corpus, write_timed_model
 from whisper_lightning.cli import main
 from whisper_lightning.model.load import load
 
@@ -37,6 +38,16 @@ CONFIGURATIONS = {
     "cosine, activations in parts": ["--model.schedule=cosine", "--model.activation_seconds=5"],
     "accumulation over the epoch's end": ["--trainer.accumulate_grad_batches=4", "--trainer.val_check_interval=8"],
 }
+PACKED = ["--data.pack=0.7", "--data.timestamps=0.5", "--data.prompt=0.5", "--model.checkpoint={timed}"]
+CONFIGURATIONS |= {
+    "packed windows with time stamps and prompts": [*PACKED, "--data.augment=true"],
+    "packed windows, two workers, accumulation": [
+        *PACKED,
+        "--data.num_workers=2",
+        "--trainer.accumulate_grad_batches=2",
+        "--trainer.val_check_interval=4",
+    ],
+}
 SHORT = ["a checkpoint on an epoch's last batch"]
 
 
@@ -44,11 +55,12 @@ SHORT = ["a checkpoint on an epoch's last batch"]
 def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Clips, their shards and a model with dropout, for all runs of this file."""
     folder = tmp_path_factory.mktemp("material")
-    copy_corpus(folder / "corpus")
+    speaking_corpus(folder / "corpus")
     shutil.copytree(MODEL, folder / "model")
     config = json.loads((MODEL / "config.json").read_text(encoding="utf-8"))
     text = json.dumps(config | {"dropout": 0.1, "activation_dropout": 0.1})
     (folder / "model" / "config.json").write_text(text, encoding="utf-8")
+    write_timed_model(folder / "timed", dropout=0.1, activation_dropout=0.1)
     return folder
 
 
@@ -63,7 +75,7 @@ def arguments(material: Path, folder: Path, options: list[str]) -> list[str]:
         "--data.batch_size=4",
         "--data.eval_batch_size=2",
         "--resume.every_n_steps=2",
-        *options,
+        *(option.format(timed=material / "timed") for option in options),
     ]
 
 
@@ -217,6 +229,7 @@ def finished(material: Path) -> Path:
         ("--model.weight_decay=0.5", "model.weight_decay was 0.01, now 0.5"),
         ("--trainer.accumulate_grad_batches=3", "trainer.accumulate_grad_batches was 1, now 3"),
         ("--data.batch_size=3", "data.batch_size was 4, now 3"),
+        ("--data.prompt=0.5", "data.prompt was 0.0, now 0.5"),
         ("--data.train={corpus}/test.csv", "data.train: other utterances"),
         ("--data.val={corpus}/train.csv", "data.val: other utterances"),
         ("--trainer.precision=bf16-mixed", "trainer.precision was 32-true, now bf16-mixed"),

@@ -11,14 +11,14 @@ class Batch(NamedTuple):
     """What a training, validation or prediction step gets.
 
     Attributes:
-        keys: Name of each utterance, for error messages and tables.
+        keys: Name of each utterance, for error messages and tables; a window has those of its utterances, with `+`.
         waveforms: `(B, N)` float32, 16 kHz, right-padded with zeros.
-        decoder_input_ids: `(B, L)` int64: prompt and text, padded with the end token.
+        decoder_input_ids: `(B, L)` int64: previous text, if any, prompt and text, padded with the end token.
         label_positions: `(K,)` int64: where in the flattened `(B * L)` decoder outputs a token is to be predicted.
         label_tokens: `(K,)` int64: the token to be predicted there.
         sentences: The reference transcript of each utterance, "" where there is none.
         audio: Path of each utterance as the CSV has it.
-        audio_seconds: Speech in the batch without padding, in seconds.
+        audio_seconds: Speech in the batch without padding, but with the pauses of windows, in seconds.
         languages: Code of the language of each utterance, where they may differ: in a guard.
     """
 

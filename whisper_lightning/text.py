@@ -6,8 +6,9 @@ Spawned loader workers import this, so it needs nothing of transformers: 3 s and
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from whisper_lightning.errors import UserError
 
@@ -17,6 +18,14 @@ Task = Literal["transcribe", "translate"]
 
 if TYPE_CHECKING:
     from transformers import WhisperTokenizer
+
+
+class Segment(NamedTuple):
+    """A sentence and where it stands, in encoder positions: 20 ms, the step of Whisper's time stamps."""
+
+    begin: int
+    sentence: str
+    end: int
 
 
 class LabelEncoder:
@@ -39,6 +48,8 @@ class LabelEncoder:
         is_multilingual: Whether the prompt names them.
         prompt: The ids that every decoding starts from, without the text.
         end: The id of `<|endoftext|>`, which pads as well.
+        previous: The id of `<|startofprev|>`, None where the tokenizer has none.
+        time_zero: The id of `<|0.00|>`, which those of the later time stamps follow, None where there is none.
     """
 
     def __init__(self, tokenizer: WhisperTokenizer, language: str = "es", task: Task = "transcribe") -> None:
@@ -58,6 +69,8 @@ class LabelEncoder:
             raise UserError(f"model.language: the tokenizer of this checkpoint has no token {absent[0]}")
         self.prompt: list[int] = [vocabulary[name] for name in names]
         self.end: int = vocabulary["<|endoftext|>"]
+        self.previous: int | None = vocabulary.get("<|startofprev|>")
+        self.time_zero: int | None = vocabulary.get("<|0.00|>")
 
     @property
     def vocabulary(self) -> dict[str, int]:
@@ -82,9 +95,41 @@ class LabelEncoder:
         What a sentence has of special tokens (`<|0.00|>`, `<|endoftext|>`) is encoded as the characters that it is
         written with: a tokenizer would make the tokens of it.
         """
-        parts = re.split(r"(?<=<)(?=\|)", sentence)
-        text = [token for part in parts for token in self._tokenizer.encode(part, add_special_tokens=False).ids]
-        return [*self.prompt_in(language or self.language), *text, self.end]
+        return [*self.prompt_in(language or self.language), *self._text(sentence), self.end]
+
+    def encode_times(self, segments: Sequence[Segment]) -> list[int]:
+        """Return prompt, time stamps and texts, and end token: `<|0.00|> text<|2.44|><|2.90|> text<|6.10|>`.
+
+        The blank before a text is Whisper's own; `encode` has none, as the usual recipe.
+        """
+        ids = self.prompt[:-1]  # all but <|notimestamps|>
+        for segment in segments:
+            ids += self.encode_segment(segment)
+        return [*ids, self.end]
+
+    def encode_segment(self, segment: Segment) -> list[int]:
+        """Return one text between its two time stamps."""
+        assert self.time_zero is not None
+        text = self._text(f" {segment.sentence.strip()}")
+        return [self.time_zero + segment.begin, *text, self.time_zero + segment.end]
+
+    def encode_previous(self, sentence: str, max_tokens: int) -> list[int]:
+        """Return `<|startofprev|>` and the end of what was said before, at most `max_tokens` in all; [] for no text."""
+        assert self.previous is not None
+        text = self._text(f" {sentence.strip()}")[-max(1, max_tokens - 1) :]
+        return [self.previous, *text] if max_tokens > 1 and sentence.strip() else []
+
+    def has_times(self, last: int) -> bool:
+        """Say whether there are time stamps from `<|0.00|>` to that of position `last`, with consecutive ids."""
+        vocabulary, zero = self.vocabulary, self.time_zero
+        return zero is not None and all(
+            vocabulary.get(f"<|{position // 50}.{position % 50 * 2:02}|>") == zero + position
+            for position in range(last + 1)
+        )
+
+    def _text(self, text: str) -> list[int]:
+        parts = re.split(r"(?<=<)(?=\|)", text)
+        return [token for part in parts for token in self._tokenizer.encode(part, add_special_tokens=False).ids]
 
 
 def marks(text: str) -> set[str]:

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 FREE_OPTIONS = {"max_tokens", "initial_weights", "_instantiator"}
 """Options of the model that a continued run may change: they take effect, and leave what is restored as it is."""
 
-DATA_OPTIONS = ("batch_size", "max_batch_seconds", "augment", "guard_utterances")
+DATA_OPTIONS = ("batch_size", "max_batch_seconds", "augment", "timestamps", "pack", "prompt", "guard_utterances")
 """Options of the data that decide what is computed; the utterances themselves are compared by their content."""
 
 NEEDED = ("run", "callbacks", "loops", "optimizer_states", "lr_schedulers")
@@ -190,9 +190,9 @@ def last_checkpoint(folder: Path) -> Path:
 def describe_run(trainer: Trainer) -> dict[str, Any]:
     """Return what must be the same for a run to be continued: all that decides what is computed, by option's name."""
     module, data = trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
-    names = ("accumulate_grad_batches", "precision", "gradient_clip_val", "gradient_clip_algorithm")
+    steps = ("accumulate_grad_batches", "precision", "gradient_clip_val", "gradient_clip_algorithm")
     limits = ("limit_train_batches", "limit_val_batches", "val_check_interval", "check_val_every_n_epoch")
-    run = {f"trainer.{name}": getattr(trainer, name) for name in names + limits}
+    run = {f"trainer.{name}": getattr(trainer, name) for name in steps + limits}
     run |= {f"model.{name}": value for name, value in module.hparams.items() if name not in FREE_OPTIONS}
     run["model.checkpoint"] = module.identity  # it may have moved, or be called by another name
     run |= {f"data.{name}": getattr(data, name) for name in DATA_OPTIONS}

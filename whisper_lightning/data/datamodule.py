@@ -15,6 +15,7 @@ from whisper_lightning.data.generations import open_csv, open_folder
 from whisper_lightning.data.loader import BatchDataset, EpochLoader
 from whisper_lightning.data.plan import WINDOW_SHARDS, Plan, PlanOptions
 from whisper_lightning.data.remote import RemoteFolder, default_cache
+from whisper_lightning.data.rows import RowOptions, make_rows
 from whisper_lightning.data.shards import ShardIndex
 from whisper_lightning.data.splits import (
     GUARD,
@@ -73,6 +74,11 @@ class SpeechDataModule(LightningDataModule):
         max_batch_seconds: Cap on the padded audio of a batch in seconds, to bound memory; longer batches get fewer
             utterances.
         augment: Change loudness and add noise in training, anew in each epoch.
+        timestamps: Share of the training utterances (0 to 1) whose label has time stamps, drawn anew in each epoch.
+        pack: Share of the training utterances that are put into windows of up to the model's context, several of one
+            speaker one after the other, whose labels have the time stamps of each. The columns `speaker` or
+            `client_id` say who speaks; without them, neighbours share a window.
+        prompt: Share of the rows of training batches that are given what the same speaker said before.
         num_workers: Processes that read and decode audio.
         cache_dir: Folder that remote shards are downloaded to; by default the user's own cache.
         cache_gib: What remote shards may take there, in GiB; the least recently used are evicted.
@@ -96,6 +102,9 @@ class SpeechDataModule(LightningDataModule):
         eval_batch_size: int = 32,
         max_batch_seconds: float | None = None,
         augment: bool = False,
+        timestamps: float = 0.0,
+        pack: float = 0.0,
+        prompt: float = 0.0,
         num_workers: int = 2,
         cache_dir: str | None = None,
         cache_gib: float = 50.0,
@@ -120,6 +129,8 @@ class SpeechDataModule(LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.max_batch_seconds = max_batch_seconds
         self.augment = augment
+        self.timestamps, self.pack, self.prompt = timestamps, pack, prompt
+        self._row_options = RowOptions(timestamps, pack, prompt)
         self.num_workers = num_workers
         self.max_rejected_fraction = max_rejected_fraction
         self.seed = seed
@@ -138,7 +149,10 @@ class SpeechDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Build missing shards, on one process of each machine."""
-        for name in self._needed():
+        needed = self._needed()
+        if "train" in needed:  # before shards are built, which may take long
+            self._row_options.check(self._model.encoder, self._model.full_samples)
+        for name in needed:
             self._shards(name)
 
     def setup(self, stage: str) -> None:
@@ -199,7 +213,10 @@ class SpeechDataModule(LightningDataModule):
             language = guard_language(model.encoder, name, self.guard_languages)
         members, rejected = admit(index, *limits, model.encoder, require_sentence=required, language=language)
         members = members[choose(self.sources, name, len(members), self.seed)]
-        return Split(index, members, index.rejected() + rejected, language)
+        rows = None
+        if name == "train" and self._row_options:
+            rows = make_rows(index, members, self._row_options, model.encoder, *limits, seed=self.seed)
+        return Split(index, members, index.rejected() + rejected, rows, language)
 
     def _warn_of_small_cache(self, name: str, index: ShardIndex) -> None:
         """Say when remote shards cannot stay for as long as they are read in turns."""
@@ -264,7 +281,11 @@ class SpeechDataModule(LightningDataModule):
 
         return EpochLoader(
             BatchDataset(
-                split.index, self._model.encoder, self.seed if training and self.augment else None, split.language
+                split.index,
+                self._model.encoder,
+                self.seed if training and self.augment else None,
+                split.rows,
+                split.language,
             ),
             plan if training else lambda _: plan(0),
             num_workers=self.num_workers,

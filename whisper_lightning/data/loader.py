@@ -16,6 +16,7 @@ from whisper_lightning.audio.constants import SAMPLE_RATE_HZ, SAMPLES_PER_POSITI
 from whisper_lightning.batch import Batch
 from whisper_lightning.data.format import Utterance, spoken_language
 from whisper_lightning.data.plan import Plan, PlannedBatch
+from whisper_lightning.data.rows import Label, Rows
 from whisper_lightning.data.shards import ShardIndex
 from whisper_lightning.data.workers import death_of_a_worker, no_shared_memory, obey_the_main_process, starting_workers
 from whisper_lightning.errors import UserError
@@ -25,32 +26,27 @@ SHARED_MEMORY = Path("/dev/shm")
 """Where batches go from the workers to the main process, on Linux."""
 
 
-def collate(utterances: list[Utterance], num_samples: int, encoder: LabelEncoder, language: str | None = None) -> Batch:
+def collate(
+    utterances: list[Utterance], num_samples: int, encoder: LabelEncoder, labels: list[Label] | None = None
+) -> Batch:
     """Pad waveforms to `num_samples` and lay out decoder inputs and the tokens that count.
 
-    Positions are computed here, on the CPU, because a boolean mask on the device would cost a host sync each step.
-
-    Args:
-        utterances: In the order of the rows.
-        num_samples: Length of the rows.
-        encoder: Makes label ids.
-        language: Of a guard's utterances that name none; None: all are in the encoder's.
+    Labels are those of the sentences, unless they are given. Positions are computed here, on the CPU, because a boolean
+    mask on the device would cost a host sync each step.
     """
     assert num_samples % SAMPLES_PER_POSITION == 0
     waveforms = torch.zeros(len(utterances), num_samples)
     for row, utterance in enumerate(utterances):
         waveforms[row, : len(utterance.waveform)] = utterance.waveform
-    languages = None if language is None else [spoken_language(each.extra, language) for each in utterances]
-    spoken = languages or [encoder.language] * len(utterances)
-    labels = [encoder.encode(each.sentence, code) for each, code in zip(utterances, spoken, strict=True)]
-    width = max(len(ids) for ids in labels) - 1
+    labels = labels or [Label(encoder.encode(utterance.sentence)) for utterance in utterances]
+    width = max(len(ids) for ids, _ in labels) - 1
     inputs = torch.full((len(labels), width), encoder.end)
     positions: list[int] = []
     tokens: list[int] = []
-    for row, ids in enumerate(labels):
+    for row, (ids, num_given) in enumerate(labels):
         inputs[row, : len(ids) - 1] = torch.tensor(ids[:-1])
-        positions.extend(range(row * width, row * width + len(ids) - 1))
-        tokens.extend(ids[1:])
+        positions.extend(range(row * width + num_given, row * width + len(ids) - 1))
+        tokens.extend(ids[num_given + 1 :])
     return Batch(
         keys=[utterance.key for utterance in utterances],
         waveforms=waveforms,
@@ -60,7 +56,6 @@ def collate(utterances: list[Utterance], num_samples: int, encoder: LabelEncoder
         sentences=[utterance.sentence for utterance in utterances],
         audio=[utterance.audio for utterance in utterances],
         audio_seconds=sum(len(utterance.waveform) for utterance in utterances) / SAMPLE_RATE_HZ,
-        languages=languages,
     )
 
 
@@ -74,12 +69,14 @@ class BatchDataset(Dataset[Batch | UserError]):
         index: Where the utterances are.
         encoder: Makes label ids.
         augment_seed: Seed of the augmentation; None for none.
+        rows: Makes rows of more than an utterance and its sentence.
         language: Of a guard's utterances that name none; None: all are in the encoder's.
     """
 
     index: ShardIndex
     encoder: LabelEncoder
     augment_seed: int | None = None
+    rows: Rows | None = None
     language: str | None = None
 
     def __getitem__(self, item: tuple[PlannedBatch, int]) -> Batch | UserError:
@@ -100,11 +97,22 @@ class BatchDataset(Dataset[Batch | UserError]):
         return batch
 
     def _read(self, planned: PlannedBatch, epoch: int) -> Batch:
-        utterances = [self.index.read(i) for i in planned.indices]
-        if self.augment_seed is not None:
-            waveforms = (augment(each.waveform, self.augment_seed, epoch, each.key) for each in utterances)
-            utterances = [each._replace(waveform=new) for each, new in zip(utterances, waveforms, strict=True)]
-        return collate(utterances, planned.num_samples, self.encoder, self.language)
+        def read(i: int) -> Utterance:
+            utterance = self.index.read(i)
+            if self.augment_seed is None:
+                return utterance
+            return utterance._replace(waveform=augment(utterance.waveform, self.augment_seed, epoch, utterance.key))
+
+        if self.rows is not None:
+            rows = [self.rows.read(number, epoch, read, self.index.read_text) for number in planned.indices]
+            return collate([row for row, _ in rows], planned.num_samples, self.encoder, [label for _, label in rows])
+        utterances = [read(i) for i in planned.indices]
+        if self.language is None:
+            return collate(utterances, planned.num_samples, self.encoder)
+        languages = [spoken_language(each.extra, self.language) for each in utterances]
+        pairs = zip(utterances, languages, strict=True)
+        labels = [Label(self.encoder.encode(each.sentence, language)) for each, language in pairs]
+        return collate(utterances, planned.num_samples, self.encoder, labels)._replace(languages=languages)
 
 
 class _Remaining(Sampler[tuple[PlannedBatch, int]]):

@@ -27,7 +27,7 @@ class PlannedBatch(NamedTuple):
     """Utterances that are read together.
 
     Attributes:
-        indices: Positions in the shard index.
+        indices: Positions in the shard index; where utterances are packed, numbers of windows.
         num_samples: Length to which every waveform is padded, a multiple of `SAMPLES_PER_POSITION`.
     """
 

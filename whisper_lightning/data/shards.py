@@ -210,6 +210,7 @@ class ShardIndex:
             text = json.loads(encoded)
             sentence, audio, extra = text["sentence"], text["audio"], text["extra"]
             whole = text["row"] == row and isinstance(sentence, str) and isinstance(audio, str)
+            whole = whole and isinstance(extra, dict)
         except (ValueError, KeyError, TypeError, RecursionError):
             whole = False
         if not whole:

@@ -17,6 +17,7 @@ from whisper_lightning.audio.constants import SAMPLE_RATE_HZ
 from whisper_lightning.data.format import Rejected, spoken_language
 from whisper_lightning.data.manifest import special_token
 from whisper_lightning.data.plan import Plan, PlanOptions, plan_epoch
+from whisper_lightning.data.rows import Rows
 from whisper_lightning.data.shards import ShardIndex
 from whisper_lightning.data.transfer import is_remote
 from whisper_lightning.errors import UserError
@@ -129,12 +130,14 @@ class Split:
         index: The shards.
         members: Positions in the index, ascending.
         rejected: What was left out, and why.
+        rows: What the rows of its batches are, where that is more than an utterance and its sentence.
         language: Of a guard's utterances that name none; None: all are in the language that is trained.
     """
 
     index: ShardIndex
     members: NDArray[np.int32]
     rejected: list[Rejected]
+    rows: Rows | None = None
     language: str | None = None
 
     def sample(self, count: int, seed: int) -> Split:
@@ -159,10 +162,14 @@ class Split:
     def plan(
         self, options: PlanOptions, *, seed: int, epoch: int, rank: int = 0, world_size: int = 1, shuffle: bool = True
     ) -> Plan:
-        """Plan one rank's batches of the members for an epoch, as positions in the index; see `plan_epoch`."""
+        """Plan one rank's batches of the members for an epoch; see `plan_epoch`.
+
+        It names positions in the index, or windows where there are any.
+        """
+        windows = self.rows and self.rows.windows
         plan = plan_epoch(
-            self.index.num_samples[self.members],
-            self.index.table["shard"][self.members],
+            windows.num_samples if windows else self.index.num_samples[self.members],
+            self.index.table["shard"][windows.first if windows else self.members],
             options,
             seed=seed,
             epoch=epoch,
@@ -170,7 +177,7 @@ class Split:
             world_size=world_size,
             shuffle=shuffle,
         )
-        return replace(plan, indices=self.members[plan.indices])
+        return plan if windows else replace(plan, indices=self.members[plan.indices])
 
 
 def admit(

@@ -77,7 +77,7 @@ def read_transcripts(path: Path) -> pd.DataFrame:
 
 def measure(table: pd.DataFrame, rate: str) -> Estimate:
     """Return one of `RATES` over a table of transcripts."""
-    return estimate_rate(*_errors_and_lengths(table, rate))
+    return estimate_rate(*errors_and_lengths(table, rate))
 
 
 def measure_difference(first: pd.DataFrame, second: pd.DataFrame, rate: str) -> Difference | None:
@@ -85,11 +85,11 @@ def measure_difference(first: pd.DataFrame, second: pd.DataFrame, rate: str) -> 
     first, second = (table.sort_values("key", ignore_index=True) for table in (first, second))
     if not first[["key", "reference"]].equals(second[["key", "reference"]]):
         return None
-    ours, lengths = _errors_and_lengths(first, rate)
-    return paired_difference(ours, _errors_and_lengths(second, rate)[0], lengths)
+    ours, lengths = errors_and_lengths(first, rate)
+    return paired_difference(ours, errors_and_lengths(second, rate)[0], lengths)
 
 
-def _errors_and_lengths(table: pd.DataFrame, rate: str) -> tuple[list[int], list[int]]:
+def errors_and_lengths(table: pd.DataFrame, rate: str) -> tuple[list[int], list[int]]:
     """Return errors and reference length of each utterance."""
     kinds = ("hits", "substitutions", "deletions", "insertions")
     hits, substitutions, deletions, insertions = (table[f"{RATES[rate]}_{kind}"] for kind in kinds)
