@@ -20,6 +20,7 @@ class Batch(NamedTuple):
         audio: Path of each utterance as the CSV has it.
         audio_seconds: Speech in the batch without padding, but with the pauses of windows, in seconds.
         languages: Code of the language of each utterance, where they may differ: in a guard.
+        timed: Whether every row has time stamps and is to be decoded with them.
     """
 
     keys: list[str]
@@ -31,6 +32,7 @@ class Batch(NamedTuple):
     audio: list[str]
     audio_seconds: float
     languages: list[str] | None = None
+    timed: bool = False
 
 
 class Decoded(NamedTuple):
@@ -41,9 +43,11 @@ class Decoded(NamedTuple):
         loss_sum: Cross-entropy summed over the label tokens, a scalar.
         num_tokens: Label tokens.
         languages: Codes of the languages that the model hears, of a guard's utterances.
+        times: Time stamps of each row in seconds, those of its label and those of its transcript.
     """
 
     hypotheses: list[str]
     loss_sum: torch.Tensor
     num_tokens: int
     languages: list[str] | None = None
+    times: list[tuple[list[float], list[float]]] | None = None

@@ -119,6 +119,11 @@ class LabelEncoder:
         text = self._text(f" {sentence.strip()}")[-max(1, max_tokens - 1) :]
         return [self.previous, *text] if max_tokens > 1 and sentence.strip() else []
 
+    def times(self, ids: Sequence[int]) -> list[float]:
+        """Return the time stamps among ids, in seconds."""
+        zero = self.time_zero
+        return [] if zero is None else [(token - zero) / 50 for token in ids if token >= zero]
+
     def has_times(self, last: int) -> bool:
         """Say whether there are time stamps from `<|0.00|>` to that of position `last`, with consecutive ids."""
         vocabulary, zero = self.vocabulary, self.time_zero

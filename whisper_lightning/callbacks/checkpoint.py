@@ -34,7 +34,16 @@ logger = logging.getLogger(__name__)
 FREE_OPTIONS = {"max_tokens", "initial_weights", "_instantiator"}
 """Options of the model that a continued run may change: they take effect, and leave what is restored as it is."""
 
-DATA_OPTIONS = ("batch_size", "max_batch_seconds", "augment", "timestamps", "pack", "prompt", "guard_utterances")
+DATA_OPTIONS = (
+    "batch_size",
+    "max_batch_seconds",
+    "augment",
+    "timestamps",
+    "pack",
+    "prompt",
+    "guard_utterances",
+    "guard_windows",
+)
 """Options of the data that decide what is computed; the utterances themselves are compared by their content."""
 
 NEEDED = ("run", "callbacks", "loops", "optimizer_states", "lr_schedulers")

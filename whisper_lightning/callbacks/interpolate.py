@@ -63,7 +63,7 @@ def settle(trainer: Trainer, module: WhisperModule, data: LightningDataModule) -
     folder = Path(trainer.default_root_dir)
     best = next(c for c in trainer.callbacks if isinstance(c, KeepBest))  # type: ignore[attr-defined]
     start = transcripts_path(folder, "", "step-000000")
-    guards: list[str] = getattr(data, "guards", [])
+    guards = [guard for guard in getattr(data, "guards", []) if guard in getattr(data, "sources", {})]
     _average(trainer, module, data, best)
     from_nothing = module.hparams["random_weights"] and module.hparams["initial_weights"] is None
     if not guards or not best.alphas or best.step < 1 or from_nothing or not start.is_file():

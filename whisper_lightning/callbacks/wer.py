@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
-from functools import reduce
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,80 +12,17 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
-from whisper_lightning.batch import Decoded
 from whisper_lightning.callbacks.checkpoint import ExactResume
+from whisper_lightning.callbacks.heard import Heard, gather
 from whisper_lightning.callbacks.shown import log_transcripts, render
-from whisper_lightning.scoring.edits import EditCounts
-from whisper_lightning.scoring.oddities import is_loop
 from whisper_lightning.scoring.utterance import (
-    ScoredUtterance,
     measure_difference,
     read_transcripts,
-    score,
     transcripts_path,
     write_transcripts,
 )
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Heard:
-    """What a model made of a set of utterances.
-
-    Attributes:
-        rows: Its transcripts, scored.
-        loss_sum: Cross-entropy summed over the label tokens.
-        num_tokens: Label tokens.
-        languages: The language that was spoken and the one that was heard, of each utterance of a guard.
-    """
-
-    rows: list[ScoredUtterance] = field(default_factory=list)
-    loss_sum: float = 0.0
-    num_tokens: int = 0
-    languages: list[tuple[str, str]] = field(default_factory=list)
-
-    def add(self, batch: Any, decoded: Any) -> None:
-        """Score a batch."""
-        assert isinstance(decoded, Decoded)
-        self.loss_sum += float(decoded.loss_sum)
-        self.num_tokens += decoded.num_tokens
-        columns = zip(batch.keys, batch.audio, batch.sentences, decoded.hypotheses, strict=True)
-        self.rows += [score(*row) for row in columns]
-        if decoded.languages is not None:
-            self.languages += zip(batch.languages, decoded.languages, strict=True)
-
-    def gather(self, trainer: Trainer) -> Heard:
-        """Return what all ranks have heard, in the order of the keys."""
-        parts = _gather(trainer, [self])
-        return Heard(
-            sorted((row for part in parts for row in part.rows), key=lambda row: row.key),
-            sum(part.loss_sum for part in parts),
-            sum(part.num_tokens for part in parts),
-            [pair for part in parts for pair in part.languages],
-        )
-
-    def measure(self) -> dict[str, float]:
-        """Return the figures of the whole set."""
-        words, normalized, characters = (
-            reduce(EditCounts.plus, (getattr(row, name) for row in self.rows), EditCounts())
-            for name in ("words", "normalized_words", "characters")
-        )
-        figures = {
-            "loss": self.loss_sum / self.num_tokens,
-            "wer": words.percent,
-            "wer_normalized": normalized.percent,
-            "cer": characters.percent,
-            "substitutions": float(words.substitutions),
-            "deletions": float(words.deletions),
-            "insertions": float(words.insertions),
-        }
-        if self.languages:
-            share = 100.0 / len(self.rows)
-            figures["language"] = share * sum(spoken == heard for spoken, heard in self.languages)
-            figures["loops"] = share * sum(is_loop(row.reference, row.hypothesis) for row in self.rows)
-            figures["empty"] = share * sum(not row.hypothesis for row in self.rows)
-        return figures
 
 
 class EvaluateWER(Callback):
@@ -199,7 +134,7 @@ class EvaluateWER(Callback):
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write predictions.csv into the run's folder."""
-        rows = sorted(_gather(trainer, self._predicted))
+        rows = sorted(gather(trainer, self._predicted))
         if trainer.is_global_zero:
             path = Path(trainer.default_root_dir) / "predictions.csv"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -289,12 +224,3 @@ def _named(stage: str, figures: dict[str, float]) -> dict[str, float]:
 def _log(trainer: Trainer, metrics: dict[str, float]) -> None:
     for each in trainer.loggers:
         each.log_metrics(metrics, step=trainer.global_step)
-
-
-def _gather(trainer: Trainer, rows: list[Any]) -> list[Any]:
-    """Join the rows of all ranks."""
-    if trainer.world_size == 1:
-        return rows
-    gathered: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(gathered, rows)
-    return [row for rank in gathered for row in rank]

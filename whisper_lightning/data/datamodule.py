@@ -8,11 +8,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Protocol, cast
 
-import pandas as pd
 from lightning.pytorch import LightningDataModule
 
 from whisper_lightning.data.generations import open_csv, open_folder
 from whisper_lightning.data.loader import BatchDataset, EpochLoader
+from whisper_lightning.data.long import LONG, long_windows
 from whisper_lightning.data.plan import WINDOW_SHARDS, Plan, PlanOptions
 from whisper_lightning.data.remote import RemoteFolder, default_cache
 from whisper_lightning.data.rows import RowOptions, make_rows
@@ -28,6 +28,7 @@ from whisper_lightning.data.splits import (
     read_from,
     tests_on_val,
     warn_of_overlap,
+    write_rejected,
 )
 from whisper_lightning.data.transfer import is_remote, local_path
 from whisper_lightning.errors import UserError
@@ -67,6 +68,8 @@ class SpeechDataModule(LightningDataModule):
         guard_languages: By the names of guards: code of the language of rows that name none; `model.language` by
             default.
         guard_utterances: Utterances of each guard that are measured at a validation; at the end all are.
+        guard_windows: Windows as long as the model hears, made of clips of the validation and decoded with time stamps,
+            that are measured as one more guard, `long`; 0 for none.
         audio_root: Folder that audio paths are relative to; the CSV's own by default.
         columns: Names of the audio and the sentence column; found by their usual names by default.
         batch_size: Utterances per batch and device.
@@ -96,6 +99,7 @@ class SpeechDataModule(LightningDataModule):
         guard: dict[str, str] | None = None,
         guard_languages: dict[str, str] | None = None,
         guard_utterances: int = 200,
+        guard_windows: int = 8,
         audio_root: str | None = None,
         columns: list[str] | None = None,
         batch_size: int = 16,
@@ -115,6 +119,7 @@ class SpeechDataModule(LightningDataModule):
         super().__init__()
         self.sources = name_sources(train, val, test, predict, guard)
         self.guard_languages, self.guard_utterances = guard_languages or {}, guard_utterances
+        self.guard_windows = guard_windows
         if unknown := self.guard_languages.keys() - (guard or {}).keys():
             raise UserError(f"data.guard_languages: there is no guard {min(unknown)}; name it in data.guard too")
         if guard_utterances < 1:
@@ -139,8 +144,8 @@ class SpeechDataModule(LightningDataModule):
 
     @property
     def guards(self) -> list[str]:
-        """Names of the guards' splits, in the order in which they are measured."""
-        return [name for name in self.sources if name.startswith(GUARD)]
+        """Names of the guards' splits that are open, in the order in which they are measured."""
+        return [name for name in self.splits if name.startswith(GUARD)]
 
     @property
     def test_is_val(self) -> bool:
@@ -163,11 +168,20 @@ class SpeechDataModule(LightningDataModule):
             if name not in self.splits:
                 self.splits[name] = self._split(name)
                 self._check(name)
+        if stage == "fit" and LONG not in self.splits:
+            self._add_long_windows()
         if trainer.is_global_zero:
-            self._write_rejected(Path(trainer.default_root_dir) / "rejected.csv")
+            write_rejected(self.splits, Path(trainer.default_root_dir))
             for name in needed if stage == "fit" else ():
                 if name != "train":
                     warn_of_overlap(self.splits["train"], self.splits[name], name)
+
+    def _add_long_windows(self) -> None:
+        model = self._model
+        limits = (model.full_samples, model.max_label_tokens)
+        windows = long_windows(self.splits["val"], self.guard_windows, model.encoder, *limits, self.seed)
+        if windows is not None:
+            self.splits[LONG] = windows
 
     @property
     def marks(self) -> set[str] | None:
@@ -209,7 +223,7 @@ class SpeechDataModule(LightningDataModule):
         model = self._model
         limits = (model.full_samples, model.max_label_tokens)
         language = None
-        if name in self.guards:
+        if name.startswith(GUARD):
             language = guard_language(model.encoder, name, self.guard_languages)
         members, rejected = admit(index, *limits, model.encoder, require_sentence=required, language=language)
         members = members[choose(self.sources, name, len(members), self.seed)]
@@ -245,28 +259,17 @@ class SpeechDataModule(LightningDataModule):
         summary = f"{name}: {len(split.members)} utterances, {split.seconds / 3600:.2f} h"
         logger.info("%s; %d of %d rows rejected%s", summary, len(split.rejected), num_rows, listed and f": {listed}")
         if len(split.members) == 0 or len(split.rejected) > self.max_rejected_fraction * num_rows:
-            path = self._write_rejected(Path(self.trainer.default_root_dir) / "rejected.csv")  # type: ignore[union-attr]
+            path = write_rejected(self.splits, Path(self.trainer.default_root_dir))  # type: ignore[union-attr]
             raise UserError(
                 f"data.{name}: {len(split.rejected)} of {num_rows} rows cannot be used ({listed}); see {path}. "
                 "Fix the CSV or the audio, or raise data.max_rejected_fraction "
                 f"(now {self.max_rejected_fraction:g})"
             )
 
-    def _write_rejected(self, path: Path) -> Path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [
-            {"split": name, "row": row.row, "value": row.value, "reason": row.reason, "detail": row.detail}
-            for name, split in self.splits.items()
-            for row in split.rejected
-        ]
-        columns = ["split", "row", "value", "reason", "detail"]
-        pd.DataFrame(rows, columns=columns).to_csv(path, index=False, encoding="utf-8")
-        return path
-
     def _loader(self, name: str, batch_size: int, most: int | None = None) -> EpochLoader:
         trainer, split = self.trainer, self.splits[name]
         assert trainer is not None
-        if most is not None:
+        if most is not None and split.rows is None:
             split = split.sample(most, self.seed)
         training, options = name == "train", PlanOptions(batch_size, self.max_batch_seconds)
 
@@ -286,6 +289,7 @@ class SpeechDataModule(LightningDataModule):
                 self.seed if training and self.augment else None,
                 split.rows,
                 split.language,
+                timed=name == LONG,
             ),
             plan if training else lambda _: plan(0),
             num_workers=self.num_workers,
@@ -310,7 +314,7 @@ class SpeechDataModule(LightningDataModule):
 
     def is_whole(self, guard: str) -> bool:
         """Say whether a validation measures every utterance of a guard's split."""
-        return len(self.splits[guard].members) <= self.guard_utterances
+        return guard == LONG or len(self.splits[guard].members) <= self.guard_utterances
 
     def predict_dataloader(self) -> EpochLoader:
         """Sorted by duration."""

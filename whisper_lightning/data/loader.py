@@ -71,6 +71,7 @@ class BatchDataset(Dataset[Batch | UserError]):
         augment_seed: Seed of the augmentation; None for none.
         rows: Makes rows of more than an utterance and its sentence.
         language: Of a guard's utterances that name none; None: all are in the encoder's.
+        timed: Whether every row has time stamps, and is decoded with them.
     """
 
     index: ShardIndex
@@ -78,6 +79,7 @@ class BatchDataset(Dataset[Batch | UserError]):
     augment_seed: int | None = None
     rows: Rows | None = None
     language: str | None = None
+    timed: bool = False
 
     def __getitem__(self, item: tuple[PlannedBatch, int]) -> Batch | UserError:
         """Read the utterances of a planned batch of an epoch, and pad them to its length."""
@@ -105,7 +107,8 @@ class BatchDataset(Dataset[Batch | UserError]):
 
         if self.rows is not None:
             rows = [self.rows.read(number, epoch, read, self.index.read_text) for number in planned.indices]
-            return collate([row for row, _ in rows], planned.num_samples, self.encoder, [label for _, label in rows])
+            batch = collate([row for row, _ in rows], planned.num_samples, self.encoder, [label for _, label in rows])
+            return batch._replace(timed=self.timed)
         utterances = [read(i) for i in planned.indices]
         if self.language is None:
             return collate(utterances, planned.num_samples, self.encoder)

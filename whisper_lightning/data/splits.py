@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from whisper_lightning.audio.constants import SAMPLE_RATE_HZ
@@ -50,6 +51,8 @@ def name_sources(
     for name, path in (guard or {}).items():
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", name):
             raise UserError(f"data.guard: {name!r} is no name for a guard; take letters, digits, - and _")
+        if name == "long":
+            raise UserError("data.guard: long is what the windows of the validation are called; take another name")
         named[GUARD + name] = path
     for name, source in named.items():
         if isinstance(source, str) and not is_remote(f"data.{name}", source):
@@ -235,6 +238,20 @@ def admit(
             rejected.append(Rejected(text.row, text.audio, "empty sentence", "there is no sentence"))
             admitted[i] = False
     return np.flatnonzero(admitted).astype(np.int32), rejected
+
+
+def write_rejected(splits: Mapping[str, Split], folder: Path) -> Path:
+    """Write the rows that were left out, with reasons, into rejected.csv; return its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "rejected.csv"
+    rows = [
+        {"split": name, "row": row.row, "value": row.value, "reason": row.reason, "detail": row.detail}
+        for name, split in splits.items()
+        for row in split.rejected
+    ]
+    columns = ["split", "row", "value", "reason", "detail"]
+    pd.DataFrame(rows, columns=columns).to_csv(path, index=False, encoding="utf-8")
+    return path
 
 
 def warn_of_overlap(train: Split, other: Split, name: str) -> None:

@@ -69,6 +69,12 @@ class Windows:
         """Return the same windows with `members[i]` in place of each utterance i."""
         return replace(self, indices=members[self.indices])
 
+    def take(self, numbers: NDArray[np.integer]) -> Windows:
+        """Return some of the windows, in that order."""
+        parts = [self.indices[self.offsets[number] : self.offsets[number + 1]] for number in numbers]
+        offsets = np.append(0, np.cumsum(self.sizes[numbers]))
+        return Windows(np.concatenate(parts), offsets, self.silence[numbers], self.num_samples[numbers])
+
     def arrange(self, window: int, *, seed: int, epoch: int) -> Arrangement:
         """Draw a window's order and pauses for an epoch; the pauses' sum is always the same."""
         indices = self.indices[self.offsets[window] : self.offsets[window + 1]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import WhisperForConditionalGeneration
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.generation.logits_process import LogitsProcessor, WhisperTimeStampLogitsProcessor
 
 from whisper_lightning.model.tail import Encoded
 from whisper_lightning.model.whisper import decoder_states
@@ -19,6 +20,8 @@ def decode(
     prompts: torch.Tensor,
     max_tokens: int,
     num_beams: int = 1,
+    *,
+    timestamps: bool = False,
 ) -> list[list[int]]:
     """Generate a transcript for each of a batch of encoded utterances.
 
@@ -31,20 +34,26 @@ def decode(
         prompts: `(B, P)` or `(1, P)`: start, language, task and no-timestamps tokens.
         max_tokens: Longest transcript, without the prompt, in tokens.
         num_beams: Transcripts of each utterance that are followed at once; 1 takes the most probable token each time.
+        timestamps: Whether time stamps are generated, greedily; the prompts end without the no-timestamps token.
 
     Returns:
         For each utterance its text tokens, without prompt and end token.
     """
-    if num_beams == 1:
-        return greedy_decode(whisper, encoded, prompts, max_tokens)
+    if timestamps or num_beams == 1:
+        rules = WhisperTimeStampLogitsProcessor(whisper.generation_config, prompts.shape[1]) if timestamps else None
+        return greedy_decode(whisper, encoded, prompts, max_tokens, rules)
     return beam_decode(whisper, encoded, prompts, max_tokens, num_beams)
 
 
 @torch.no_grad()
 def greedy_decode(
-    whisper: WhisperForConditionalGeneration, encoded: Encoded, prompts: torch.Tensor, max_tokens: int
+    whisper: WhisperForConditionalGeneration,
+    encoded: Encoded,
+    prompts: torch.Tensor,
+    max_tokens: int,
+    rules: LogitsProcessor | None = None,
 ) -> list[list[int]]:
-    """Take the most probable token each time; arguments and result are those of `decode`."""
+    """Take the most probable token each time, of those that rules admit; the rest is as in `decode`."""
     end = whisper.generation_config.eos_token_id
     batch_size, device = len(encoded.states), encoded.states.device
     start = prompts.shape[1]
@@ -58,6 +67,8 @@ def greedy_decode(
     for position in range(start, limit):
         logits = whisper.proj_out(decoder_states(whisper, encoded, inputs, cache)[:, -1])
         logits = logits.index_fill(1, torch.cat([always, at_first]) if position == start else always, -torch.inf)
+        if rules is not None:
+            logits = rules(generated[rows, :position], logits.float())
         tokens = logits.argmax(dim=1)
         generated[rows, position] = tokens
         finished = finished | (tokens == end)

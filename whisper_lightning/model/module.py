@@ -200,6 +200,11 @@ class WhisperModule(LightningModule):
         encoded = self.encode(batch.waveforms)
         states = decoder_states(self.whisper, encoded, batch.decoder_input_ids)
         loss_sum = label_loss(self.whisper, states, batch.label_positions, batch.label_tokens)
+        if batch.timed:
+            rows = decode(self.whisper, encoded, self.prompts[:, :-1], self.max_tokens, timestamps=True)
+            pairs = zip(batch.decoder_input_ids.tolist(), rows, strict=True)
+            times = [(self.encoder.times(given), self.encoder.times(heard)) for given, heard in pairs]
+            return Decoded([self.text(row) for row in rows], loss_sum, len(batch.label_tokens), times=times)
         transcripts = self.decode(encoded, batch.decoder_input_ids[:, : len(self.encoder.prompt)])
         asked = batch.languages is not None and self.encoder.is_multilingual
         languages = detect_languages(self.whisper, encoded) if asked else None
@@ -260,7 +265,7 @@ class WhisperModule(LightningModule):
         return texts
 
     def text(self, tokens: Sequence[int]) -> str:
-        """Return the transcript of generated ids, without special tokens and outer blanks."""
+        """Return the transcript of generated ids, without special tokens, time stamps and outer blanks."""
         return str(self.processor.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
 
     test_step = validation_step  # type: ignore[assignment]
