@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -16,14 +17,31 @@ from whisper_lightning.scoring.utterance import measure, measure_difference, rea
 logger = logging.getLogger(__name__)
 
 
-def sum_up(trainer: Trainer, best: KeepBest, *, source: str, chosen_on_test: bool) -> None:
+def remarks(best: KeepBest, *, chosen_on_test: bool) -> list[str]:
+    """Say what is to be known before the figures are believed.
+
+    Args:
+        best: Which step is in `best/`.
+        chosen_on_test: The best step was chosen on the test utterances.
+    """
+    if best.step == 0:
+        return [
+            f"No step was better on the validation than the model that the run started from (WER {best.wer:.2f} %): "
+            "best/ holds that model. Train longer, or with another learning rate"
+        ]
+    if chosen_on_test:
+        return ["The best step was chosen on these same utterances; for an unbiased figure give data.test"]
+    return []
+
+
+def sum_up(trainer: Trainer, best: KeepBest, *, source: str, remarks: Sequence[str]) -> None:
     """Compare `transcripts/test.csv` with `transcripts/before.csv`; say, and log, what came out.
 
     Args:
         trainer: Of the run, after its test.
         best: Which step is in `best/`.
         source: What the test utterances are called.
-        chosen_on_test: The best step was chosen on the test utterances.
+        remarks: What is to be known before the figures are believed.
     """
     folder = Path(trainer.default_root_dir)
     after = read_transcripts(folder / "transcripts" / "test.csv")
@@ -34,13 +52,7 @@ def sum_up(trainer: Trainer, best: KeepBest, *, source: str, chosen_on_test: boo
     if before is not None and difference is not None:
         lines.append(f"Before training, the same utterances decoded alike: {measure(before, 'wer').write(' %')}")
         lines.append(f"Difference: {_write(difference)}")
-    if best.step == 0:
-        lines.append(
-            f"No step was better on the validation than the model that the run started from (WER {best.wer:.2f} %): "
-            "best/ holds that model. Train longer, or with another learning rate"
-        )
-    elif chosen_on_test:
-        lines.append("The best step was chosen on these same utterances; for an unbiased figure give data.test")
+    lines += remarks
     model = folder / "best"
     lines.append(f"Best model (step {best.step}): {model}")
     lines.append(f'Use it: transformers.pipeline("automatic-speech-recognition", model="{model.as_posix()}")')
