@@ -1,7 +1,7 @@
 // A run's training, on the page of its report: curves over the steps, models between before and after, settings.
 const T = R.training;
 const SVG = "http://www.w3.org/2000/svg";
-const RIGHT = 12, TOP = 26, BOTTOM = 36, LETTER = 6.6;
+const RIGHT = 12, TOP = 36, BOTTOM = 36, LETTER = 6.6;
 // So many steps of one curve are noise to the eye; their mean over a thirtieth of the run is drawn over them.
 const NOISY = 60;
 const sign = (value) => (value > 0 ? `+${percent(value)}` : signed(value));
@@ -24,7 +24,7 @@ function ticks(from, to, count, whole = false) {
   const rough = (to - from) / count, power = 10 ** Math.floor(Math.log10(rough));
   const step = Math.max(whole ? 1 : 0, power * [1, 2, 5, 10].find((each) => each * power >= rough * 0.999));
   const values = [];
-  for (let i = Math.ceil(from / step - 1e-9); i <= to / step + 1e-9; i++) values.push(i * step);
+  for (let i = Math.ceil(from / step - 1e-9); i <= to / step + 1e-9; i++) values.push(i * step || 0); // never -0
   return { values, decimals: Math.max(0, -Math.floor(Math.log10(step) + 1e-9)) };
 }
 
@@ -45,12 +45,13 @@ function drawn(lines) {
 // A chart: {title, unit, x, lines, value, at, whole, zero, mark}. A line is {name, kind, points, dots, silent}, a point
 // [x, y, low, high]; `value` and `at` write a y and an x. The mark is {x, text, among}.
 function chart(spec) {
-  const lines = drawn(spec.lines), height = spec.small ? 190 : 250;
+  const lines = drawn(spec.lines), height = spec.small ? 200 : 270;
   const xs = [...new Set(spec.lines.flatMap((line) => line.points.map((point) => point[0])))].sort((a, b) => a - b);
   const read = (x) => {
     const told = spec.lines.flatMap((line) => line.points.filter((point) => point[0] === x).map((point) => {
-      const ends = hasEnds(point) ? ` (${(line.value ?? spec.value)(point[2])} to ${(line.value ?? spec.value)(point[3])})` : "";
-      return `${line.name} ${(line.value ?? spec.value)(point[1])}${ends}${line.note?.(x) ?? ""}`;
+      const [value, low, high] = point.slice(1).map((y) => (y === null ? "" : (line.value ?? spec.value)(y)));
+      const ends = hasEnds(point) ? ` (${low.split(" ")[0]} to ${high.split(" ")[0]})` : "";
+      return `${line.name} ${value}${ends}${line.note?.(x) ?? ""}`;
     }));
     return `${spec.at(x)}: ${told.join(" · ")}`;
   };
@@ -103,12 +104,12 @@ function plot(spec, lines, xs, width, height, read) {
     ...levels.values.map((y) => svg("g", {}, svg("path", { class: "grid-line", d: `M${near(left)} ${near(Y(y))}H${width - RIGHT}` }), svg("text", { class: "tick", x: near(left - 6), y: near(Y(y) + 4), "text-anchor": "end" }, level(y)))),
     ...across.values.map((x) => svg("g", {}, svg("path", { class: "axis", d: `M${near(X(x))} ${foot}v4` }), svg("text", { class: "tick", x: near(X(x)), y: foot + 17, "text-anchor": X(x) > width - 24 ? "end" : "middle" }, spec.whole ? number.format(x) : x.toFixed(across.decimals)))),
     svg("path", { class: "axis", d: `M${near(left)} ${foot}H${width - RIGHT}` }),
-    svg("text", { class: "tick", x: 0, y: 12 }, spec.unit), svg("text", { class: "tick", x: width - RIGHT, y: height - 3, "text-anchor": "end" }, spec.x),
+    svg("text", { class: "tick", x: 0, y: 11 }, spec.unit), svg("text", { class: "tick", x: width - RIGHT, y: height - 3, "text-anchor": "end" }, spec.x),
   ];
   if (spec.zero) grid.push(svg("path", { class: "zero", d: `M${near(left)} ${near(Y(0))}H${width - RIGHT}` }));
   if (spec.mark && spec.mark.x >= from && spec.mark.x <= to) {
     const x = X(spec.mark.x), end = x > left + (width - left) / 2;
-    grid.push(svg("path", { class: "mark", d: `M${near(x)} ${TOP - 8}V${foot}` }), svg("text", { class: "mark-text", x: near(end ? x - 5 : x + 5), y: TOP - 2, "text-anchor": end ? "end" : "start" }, spec.mark.text));
+    grid.push(svg("path", { class: "mark", d: `M${near(x)} ${TOP - 18}V${foot}` }), svg("text", { class: "mark-text", x: near(end ? x - 5 : x + 5), y: TOP - 8, "text-anchor": end ? "end" : "start" }, spec.mark.text));
   }
   const path = (list) => list.map((point, i) => `${i ? "L" : "M"}${near(X(point[0]))} ${near(Y(point[1]))}`).join("");
   const shapes = lines.flatMap(({ kind, points: list, dots, faint, hollow, whiskers }) => {
@@ -170,10 +171,10 @@ function drawTraining() {
   const note = (text) => element("p", { class: "muted note" }, text);
   const [curves, guards] = stepCharts();
   const parts = [element("h2", { id: "training-title" }, "Training"), ...grid(curves, false)];
-  if (guards.length) parts.push(element("h3", {}, "Guards over the steps"), note("Other speech that the training shall not make worse: WER now minus WER before training, with its 95 % interval. Below 0 it has become better."), ...grid(guards, true));
+  if (guards.length) parts.push(element("h3", {}, "Guards over the steps"), note("Other speech that the training shall not make worse: WER now minus WER before training, with its 95\u202f% interval. Below 0 it has become better."), ...grid(guards, true));
   if (T.blends.length) {
     const [wer, differences] = blendCharts();
-    parts.push(element("h3", {}, "Interpolation"), note("Models whose weights lie between those before and after, with 95 % intervals. Hollow ones were not admitted."), ...grid(wer, false), ...grid(differences, true));
+    parts.push(element("h3", {}, "Interpolation"), note("Models whose weights lie between those before and after, with 95\u202f% intervals. Hollow ones were not admitted."), ...grid(wer, false), ...grid(differences, true));
   }
   const section = element("section", { id: "training", "aria-labelledby": "training-title" }, ...parts, ...settings());
   document.querySelector("main > section").after(section);

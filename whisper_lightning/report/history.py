@@ -128,7 +128,7 @@ def read_training(
         best_step=best_step,
         remarks=list(remarks),
         curves={name: points for name, points in curves.items() if points},
-        guards=[_guard(metrics, match[1]) for name in metrics if (match := GUARD.fullmatch(name))],
+        guards=[_guard(metrics, match[1]) for name in map(str, metrics) if (match := GUARD.fullmatch(name))],
         blends=_read_blends(folder / "alphas.csv"),
         changed=_changed(options, {} if defaults is None else defaults),
         config=config,
@@ -159,7 +159,7 @@ def _guard(metrics: pd.DataFrame, name: str) -> GuardHistory:
 
 def _read_blends(path: Path) -> list[Blend]:
     table = _read_table(path)
-    names = [match[1] for column in table if (match := BLEND_GUARD.fullmatch(column))]
+    names = [match[1] for column in map(str, table) if (match := BLEND_GUARD.fullmatch(column))]
     return sorted(
         (
             Blend(

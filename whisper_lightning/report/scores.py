@@ -23,7 +23,7 @@ from whisper_lightning.scoring.spanish import (
     punctuation_counts,
 )
 
-MOMENT_SECONDS = 2.0
+MOMENT_SECONDS = 1.0
 """What takes longer has a bar."""
 
 
