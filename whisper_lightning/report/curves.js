@@ -29,10 +29,11 @@ function ticks(from, to, count, whole = false) {
 }
 
 function meanOf(all) {
-  const half = Math.ceil(all.length / 60);
+  const half = Math.ceil(all.length / 60), sums = [0];
+  for (const [, y] of all) sums.push(sums[sums.length - 1] + y);
   return all.map(([x], i) => {
-    const near = all.slice(Math.max(0, i - half), i + half + 1);
-    return [x, near.reduce((sum, point) => sum + point[1], 0) / near.length];
+    const from = Math.max(0, i - half), to = Math.min(all.length, i + half + 1);
+    return [x, (sums[to] - sums[from]) / (to - from)];
   });
 }
 
@@ -42,8 +43,9 @@ function drawn(lines) {
     ? [{ ...line, faint: true }, { ...line, name: `${line.name}, running mean`, points: meanOf(line.points) }] : [line]));
 }
 
-// A chart: {title, unit, x, lines, value, at, whole, zero, mark}. A line is {name, kind, points, dots, silent}, a point
-// [x, y, low, high]; `value` and `at` write a y and an x. The mark is {x, text, among}.
+// A chart: {title, unit, x, to, lines, value, at, whole, zero, mark, small}, whose x goes from 0 to `to`; `value` and
+// `at` write a y and an x. A line is {name, kind, points, dots, whiskers, hollow, silent, note, value}, a point is
+// [x, y, low, high], the mark {x, text}.
 function chart(spec) {
   const lines = drawn(spec.lines), height = spec.small ? 200 : 270;
   const xs = [...new Set(spec.lines.flatMap((line) => line.points.map((point) => point[0])))].sort((a, b) => a - b);
@@ -96,7 +98,7 @@ function plot(spec, lines, xs, width, height, read) {
   [least, most] = [least >= 0 ? Math.max(0, least - pad) : least - pad, most + pad];
   const levels = ticks(least, most, spec.small ? 4 : 5), level = (y) => y.toFixed(levels.decimals).replace("-", "−");
   const left = Math.max(...levels.values.map((y) => level(y).length)) * LETTER + 12;
-  const [from, to] = xs.length > 1 ? [xs[0], xs[xs.length - 1]] : [xs[0] - 1, xs[0] + 1];
+  const from = 0, to = spec.to || 1;
   const X = (x) => left + 6 + ((x - from) / (to - from)) * (width - left - RIGHT - 6), Y = (y) => TOP + ((most - y) / (most - least)) * (height - TOP - BOTTOM);
   const near = (value) => value.toFixed(1);
   const foot = height - BOTTOM, across = ticks(from, to, Math.max(2, Math.floor((width - left) / 90)), spec.whole);
@@ -107,7 +109,7 @@ function plot(spec, lines, xs, width, height, read) {
     svg("text", { class: "tick", x: 0, y: 11 }, spec.unit), svg("text", { class: "tick", x: width - RIGHT, y: height - 3, "text-anchor": "end" }, spec.x),
   ];
   if (spec.zero) grid.push(svg("path", { class: "zero", d: `M${near(left)} ${near(Y(0))}H${width - RIGHT}` }));
-  if (spec.mark && spec.mark.x >= from && spec.mark.x <= to) {
+  if (spec.mark && spec.mark.x <= to) {
     const x = X(spec.mark.x), end = x > left + (width - left) / 2;
     grid.push(svg("path", { class: "mark", d: `M${near(x)} ${TOP - 18}V${foot}` }), svg("text", { class: "mark-text", x: near(end ? x - 5 : x + 5), y: TOP - 8, "text-anchor": end ? "end" : "start" }, spec.mark.text));
   }
@@ -131,7 +133,9 @@ function plot(spec, lines, xs, width, height, read) {
 }
 
 function stepCharts() {
-  const mark = { x: T.best_step, text: `best/: ${ofStep(T.best_step)}` }, over = { x: "optimizer steps", at: ofStep, whole: true, mark };
+  const all = [...Object.values(T.curves), ...T.guards.map((guard) => guard.differences)];
+  const to = Math.max(0, ...all.filter((each) => each.length).map((each) => each[each.length - 1][0]));
+  const mark = { x: T.best_step, text: `best/: ${ofStep(T.best_step)}` }, over = { to, x: "optimizer steps", at: ofStep, whole: true, mark };
   const line = (name, kind, dots) => (T.curves[name] ? [{ name, kind, dots, points: T.curves[name] }] : []);
   const charts = [
     { ...over, title: "Loss", unit: "nats per token", value: short, lines: [...line("train/loss", "one", false), ...line("val/loss", "two", true)] },
@@ -146,7 +150,7 @@ function stepCharts() {
 
 function blendCharts() {
   const chosen = T.blends.find((blend) => blend.chosen), refused = new Set(T.blends.filter((blend) => !blend.admitted).map((blend) => blend.alpha));
-  const over = { x: "alpha: 0 the starting model, 1 the tuned one", at: ofAlpha, mark: chosen && { x: chosen.alpha, text: `chosen: ${ofAlpha(chosen.alpha)}` } };
+  const over = { to: 1, x: "alpha: 0 the starting model, 1 the tuned one", at: ofAlpha, mark: chosen && { x: chosen.alpha, text: `chosen: ${ofAlpha(chosen.alpha)}` } };
   const shared = { kind: "one", dots: true, hollow: (alpha) => refused.has(alpha) };
   const note = (alpha) => (refused.has(alpha) ? ", not admitted" : "");
   const wer = { ...over, title: "Between the starting and the tuned model", unit: "WER of the validation, %", value: share, lines: [{ ...shared, note, name: "val/wer", whiskers: true, points: T.blends.map((blend) => [blend.alpha, ...blend.wer]) }] };
@@ -163,7 +167,7 @@ function settings() {
 }
 
 function drawTraining() {
-  document.querySelector(".kicker").textContent = "A training run, before against after";
+  document.querySelector(".kicker").textContent = R.models.length > 1 ? "A training run, after against before" : "A training run";
   byId("about").textContent = `${byId("source").textContent} · ${byId("about").textContent}`;
   byId("source").textContent = T.name;
   document.querySelector("header").append(...T.remarks.map((remark) => element("p", { class: "remark" }, `${remark}.`)));
