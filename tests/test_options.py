@@ -55,6 +55,7 @@ TABLE: dict[str, tuple[str, set[str]]] = {
     "data.num_workers": ("1", {"workers"}),
     "evaluate.num_shown": ("1", {"rows shown"}),
     "resume.every_n_steps": ("3", {"saves"}),
+    "report.enabled": ("false", {"report"}),
 }
 """Option, another value than the runs' own, and all that it changes."""
 ELSEWHERE = {
@@ -128,7 +129,8 @@ def observe(material: Path, name: str, *options: str) -> Observed:
     with contextlib.redirect_stdout(shown):
         assert main([*arguments(material, name), *callback, *options]) == 0
     observed: Observed = json.loads(path.read_text(encoding="utf-8"))
-    return observed | {"rows shown": len(re.findall(r"^│ +\d+ │", shown.getvalue(), re.MULTILINE))}
+    rows = len(re.findall(r"^│ +\d+ │", shown.getvalue(), re.MULTILINE))
+    return observed | {"rows shown": rows, "report": (material / name / "report" / "index.html").is_file()}
 
 
 SLOW = {"data.num_workers"}  # it starts processes
@@ -145,7 +147,7 @@ def test_an_option_changes_its_observable_and_nothing_else(option: str, material
 def test_the_table_has_every_option_of_ours(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["fit", "--help"])
-    groups = "model|data|evaluate|best|resume|steps|wandb"
+    groups = "model|data|evaluate|best|resume|steps|wandb|report"
     options = set(re.findall(rf"^ +--((?:{groups})\.[a-z_]+)", capsys.readouterr().out, re.MULTILINE))
     assert options == TABLE.keys() | ELSEWHERE.keys()
     assert set(ELSEWHERE.values()) <= globals().keys() | vars(test_suppressed).keys() | vars(test_guards).keys()

@@ -6,22 +6,16 @@ whisper-lightning evaluate runs/quickstart --data test.csv --report report
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-import pandas as pd
-
 from whisper_lightning.errors import UserError
 from whisper_lightning.model.load import load
-from whisper_lightning.report.evaluate import evaluate
-from whisper_lightning.report.page import write_page
-from whisper_lightning.report.results import Results, as_json
-from whisper_lightning.report.scores import write_table
-from whisper_lightning.report.tables import make_tables, to_latex, to_markdown, write_p_value
+from whisper_lightning.report.folder import write_report
+from whisper_lightning.report.results import Results
+from whisper_lightning.report.tables import write_p_value
 from whisper_lightning.report.transcripts import DataOptions, transcribe_test_set
 from whisper_lightning.scoring.spanish import numbers_as_words
 from whisper_lightning.terminal import CommandLine, read_command_line, say
@@ -73,19 +67,9 @@ def measure(options: argparse.Namespace) -> Results:
         data = DataOptions(options.data, options.audio_root, options.columns, options.batch_size, options.num_workers)
         open_one = partial(load, language=options.language, num_beams=options.num_beams)
         transcripts = transcribe_test_set(options.models, open_one, names, data, folder)
-        results, scored = evaluate(transcripts)
-        write_table(transcripts, scored, folder / "results.csv")
-        rejected = pd.DataFrame(map(asdict, results.data.rejected), columns=["row", "value", "reason", "detail"])
-        rejected.to_csv(folder / "rejected.csv", index=False, encoding="utf-8")
-        text = json.dumps(as_json(results), ensure_ascii=False, indent=1)
-        (folder / "results.json").write_text(text + "\n", encoding="utf-8", newline="\n")
-        tables = make_tables(results)
-        (folder / "table.md").write_text(to_markdown(tables), encoding="utf-8", newline="\n")
-        (folder / "table.tex").write_text(to_latex(tables), encoding="utf-8", newline="\n")
-        write_page(results, folder / "index.html")
+        return write_report(transcripts, folder)
     except OSError as error:
         raise UserError(f"{folder}: the report cannot be written ({error.strerror or error})") from None
-    return results
 
 
 def run(args: list[str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -18,16 +19,44 @@ from whisper_lightning.scoring.utterance import measure, measure_difference, rea
 logger = logging.getLogger(__name__)
 
 
-def sum_up(trainer: Trainer, data: SpeechDataModule, chosen: Candidate | None) -> None:
+def remarks(folder: Path, data: SpeechDataModule, best: KeepBest, chosen: Candidate | None) -> list[str]:
+    """Say what is to be known before the figures are believed, and what has become of other speech.
+
+    Args:
+        folder: The run's.
+        data: What it was trained and tested on.
+        best: Which step was the best.
+        chosen: What is in `best/`, where there was a choice between the start and the best step.
+    """
+    lines = []
+    if best.step == 0:
+        lines.append(
+            f"No step was better on the validation than the model that the run started from (WER {best.wer:.2f} %): "
+            "best/ holds that model. Train longer, or with another learning rate"
+        )
+    elif data.test_is_val:
+        lines.append("The best step was chosen on these same utterances; for an unbiased figure give data.test")
+    if chosen is not None and chosen.alpha == 0.0:
+        lines.append(
+            "Every model between the start and the best step hears a guard worse (alphas.csv): best/ holds the model "
+            "that the run started from, tuned/ the best step"
+        )
+    return lines + [line for guard in data.guards for line in _say_of_guard(folder, guard)]
+
+
+def sum_up(
+    trainer: Trainer, data: SpeechDataModule, best: KeepBest, chosen: Candidate | None, remarks: Sequence[str]
+) -> None:
     """Compare `transcripts/test.csv` with `transcripts/before.csv`; say, and log, what came out.
 
     Args:
         trainer: Of the run, after its test.
         data: What it was trained and tested on.
+        best: Which step was the best.
         chosen: What is in `best/`, where there was a choice between the start and the best step.
+        remarks: What is to be known before the figures are believed.
     """
     folder = Path(trainer.default_root_dir)
-    best = next(c for c in trainer.callbacks if isinstance(c, KeepBest))  # type: ignore[attr-defined]
     source = str(data.sources["test"])
     after = read_transcripts(folder / "transcripts" / "test.csv")
     path = folder / "transcripts" / "before.csv"
@@ -37,19 +66,7 @@ def sum_up(trainer: Trainer, data: SpeechDataModule, chosen: Candidate | None) -
     if before is not None and difference is not None:
         lines.append(f"Before training, the same utterances decoded alike: {measure(before, 'wer').write(' %')}")
         lines.append(f"Difference: {_write(difference)}")
-    if best.step == 0:
-        lines.append(
-            f"No step was better on the validation than the model that the run started from (WER {best.wer:.2f} %): "
-            "best/ holds that model. Train longer, or with another learning rate"
-        )
-    elif data.test_is_val:
-        lines.append("The best step was chosen on these same utterances; for an unbiased figure give data.test")
-    lines += [line for guard in data.guards for line in _say_of_guard(folder, guard)]
-    if chosen is not None and chosen.alpha == 0.0:
-        lines.append(
-            "Every model between the start and the best step hears a guard worse (alphas.csv): best/ holds the model "
-            "that the run started from, tuned/ the best step"
-        )
+    lines += remarks
     model, step = folder / "best", f"step {best.step}"
     if best.is_average:
         step = f"mean of steps {', '.join(str(int(each)) for _, each in best.steps)}"

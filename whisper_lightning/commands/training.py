@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
@@ -30,7 +31,7 @@ from whisper_lightning.commands.options import (
     refuse_environment,
     settle_length,
 )
-from whisper_lightning.commands.summary import sum_up
+from whisper_lightning.commands.summary import remarks, sum_up
 from whisper_lightning.data.datamodule import SpeechDataModule
 from whisper_lightning.data.splits import check_sources, name_sources
 from whisper_lightning.errors import UserError
@@ -38,6 +39,7 @@ from whisper_lightning.files import find_whole, previous_checkpoint, read_checkp
 from whisper_lightning.hub import language_code
 from whisper_lightning.loggers import WandbOptions, make_loggers
 from whisper_lightning.model.module import WhisperModule
+from whisper_lightning.report.run import ReportOptions, report_run
 from whisper_lightning.run import hold_folder, is_first_process
 from whisper_lightning.terminal import expand_home, forget_keys
 
@@ -87,6 +89,7 @@ class WhisperCLI(LightningCLI):
         parser.add_lightning_class_args(ExactResume, "resume")
         parser.add_lightning_class_args(LogSteps, "steps")
         parser.add_class_arguments(WandbOptions, "wandb")
+        parser.add_class_arguments(ReportOptions, "report")
         parser.add_lightning_class_args(Trainer, "trainer")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
@@ -160,9 +163,29 @@ class WhisperCLI(LightningCLI):
             return
         chosen = settle(trainer, self.model, data)
         # As anybody else will: from the folder. The module that was trained may be sharded over processes.
-        trainer.test(self.model.reload(folder), datamodule=data, verbose=False)
-        if trainer.is_global_zero:
-            sum_up(trainer, data, chosen)
+        model = self.model.reload(folder)
+        trainer.test(model, datamodule=data, verbose=False)
+        if not trainer.is_global_zero:
+            return
+        best = next(c for c in trainer.callbacks if isinstance(c, KeepBest))  # type: ignore[attr-defined]
+        said = remarks(folder.parent, data, best, chosen)
+        sum_up(trainer, data, best, chosen, said)
+        if self.config_init[self.subcommand].report.enabled:
+            report_run(
+                Path(trainer.default_root_dir),
+                data,
+                model,
+                best_step=best.step,
+                remarks=said,
+                defaults=self._defaults,
+                progress=trainer.progress_bar_callback is not None,
+            )
+
+    def _defaults(self) -> dict[str, Any]:
+        """Return what config.yaml would hold if nothing had been set."""
+        parser = self._parser(self.subcommand)
+        defaults: dict[str, Any] = yaml.safe_load(parser.dump(parser.get_defaults(), skip_none=False))
+        return defaults
 
 
 def _check_folder(config: Namespace, folder: Path) -> None:

@@ -23,7 +23,14 @@ from whisper_lightning.report.results import (
     TranscriptResults,
     UtteranceResults,
 )
-from whisper_lightning.report.scores import Compared, Flags, ScoredTranscript, confusions, score_model
+from whisper_lightning.report.scores import (
+    MOMENT_SECONDS,
+    Compared,
+    Flags,
+    ScoredTranscript,
+    confusions,
+    score_model,
+)
 from whisper_lightning.report.transcripts import Decode, ReferenceUtterance, Transcripts
 from whisper_lightning.scoring.edits import EditCounts
 from whisper_lightning.scoring.intervals import Estimate, estimate_rate, paired_difference
@@ -42,16 +49,21 @@ RATES: dict[str, Callable[[Compared], tuple[int, int]]] = {
 """Errors and length of one utterance, for each rate of `Scores`."""
 
 
-def evaluate(transcripts: Transcripts) -> tuple[Results, list[list[ScoredTranscript]]]:
+def evaluate(transcripts: Transcripts, *, progress: bool = True) -> tuple[Results, list[list[ScoredTranscript]]]:
     """Score every model and compare each pair.
+
+    Args:
+        transcripts: What the models heard.
+        progress: Show progress where it takes more than a moment.
 
     Returns:
         What the report says, and for each model its scored transcripts.
     """
     names, utterances = transcripts.models, transcripts.utterances
     pairs = zip(names, transcripts.hypotheses, strict=True)
-    scored = [score_model(name, utterances, hypotheses) for name, hypotheses in pairs]
-    described = zip(names, tqdm(scored, desc="intervals"), transcripts.decodes, strict=True)
+    scored = [score_model(name, utterances, hypotheses, progress=progress) for name, hypotheses in pairs]
+    bar = tqdm(scored, desc="intervals", delay=MOMENT_SECONDS, disable=not progress)
+    described = zip(names, bar, transcripts.decodes, strict=True)
     seconds = sum(each.seconds for each in utterances)
     results = Results(
         data=DataSummary(transcripts.source, len(utterances), seconds, transcripts.rejected),

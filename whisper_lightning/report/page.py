@@ -8,6 +8,7 @@ import html
 import json
 import os
 import re
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,8 @@ def write_page(results: Results, path: Path) -> None:
         results: What the report says.
         path: Where the page goes; audio is addressed relative to it, so that both can move together.
     """
-    template, style, script = (
-        (files("whisper_lightning.report") / f"page.{kind}").read_text(encoding="utf-8")
-        for kind in ("html", "css", "js")
-    )
+    names = ["page"] if results.training is None else ["page", "curves"]
+    template, style, script = _read("html", ["page"]), _read("css", names), _read("js", names)
     folder = path.parent.resolve()
     shown = as_json(results)
     for each in shown["utterances"]:
@@ -38,13 +37,21 @@ def write_page(results: Results, path: Path) -> None:
     )
     parts = {
         "policy": policy,
-        "title": html.escape(f"Evaluation of {results.data.source}"),
+        "title": html.escape(
+            f"Evaluation of {results.data.source}" if results.training is None else f"Run {results.training.name}"
+        ),
         "style": style,
         "script": script,
         "results": _embed(shown),
     }
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
     path.write_text(page, encoding="utf-8", newline="\n")
+
+
+def _read(kind: str, names: Sequence[str]) -> str:
+    """Join files of one kind, such as scripts."""
+    folder = files("whisper_lightning.report")
+    return "\n".join((folder / f"{name}.{kind}").read_text(encoding="utf-8") for name in names)
 
 
 def _address(path: str | None, folder: Path) -> str | None:

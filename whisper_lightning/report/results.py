@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from whisper_lightning.data.format import Rejected
+from whisper_lightning.report.history import Training
 from whisper_lightning.report.scores import Confusions
 from whisper_lightning.report.transcripts import Decode
 from whisper_lightning.scoring.edits import EditCounts
@@ -198,6 +199,7 @@ class Results:
         differences: Of each pair of models, in each scoring, in WER and CER.
         slices: By duration, and by each column that has groups.
         utterances: In the order of the CSV.
+        training: Of the run that the models are from; None where models of anybody are compared.
     """
 
     data: DataSummary
@@ -207,6 +209,7 @@ class Results:
     differences: list[ModelDifference]
     slices: list[SlicedColumn]
     utterances: list[UtteranceResults]
+    training: Training | None = None
 
 
 def as_json(results: Results) -> dict[str, Any]:

@@ -23,6 +23,9 @@ from whisper_lightning.scoring.spanish import (
     punctuation_counts,
 )
 
+MOMENT_SECONDS = 1.0
+"""What takes longer has a bar."""
+
 
 @dataclass(frozen=True)
 class Compared:
@@ -109,13 +112,20 @@ class Confusions:
 
 
 def score_model(
-    name: str, utterances: Sequence[ReferenceUtterance], hypotheses: Sequence[str]
+    name: str, utterances: Sequence[ReferenceUtterance], hypotheses: Sequence[str], *, progress: bool = True
 ) -> list[ScoredTranscript]:
     """Score a model's transcripts; what is a believable speed, the references say."""
     limits = speed_limits([characters_per_second(each.reference, each.seconds) for each in utterances])
     scored = []
-    pairs = zip(utterances, hypotheses, strict=True)
-    for utterance, hypothesis in tqdm(pairs, desc=f"scoring {name}", total=len(utterances), unit="utterance"):
+    bar = tqdm(
+        zip(utterances, hypotheses, strict=True),
+        desc=f"scoring {name}",
+        total=len(utterances),
+        unit="utterance",
+        delay=MOMENT_SECONDS,
+        disable=not progress,
+    )
+    for utterance, hypothesis in bar:
         flags = Flags(
             empty=not hypothesis.strip(),
             loop=is_loop(utterance.reference, hypothesis),

@@ -121,11 +121,13 @@ def transcribe_test_set(
     for model in models:
         module = open_one(model)
         decoded, split = _decode(module, data, folder)
-        decodes.append(_describe_decode(module))
+        decodes.append(describe_decode(module))
         del module
         transcripts.append(decoded)
         rejected |= {(each.row, each.reason): each for each in split.rejected}
-    utterances = [each for each in _describe(split, data) if all(each.row in decoded for decoded in transcripts)]
+    root = None if data.audio_root is None else Path(data.audio_root)
+    described = describe_utterances(split, data.source, root, data.columns)
+    utterances = [each for each in described if all(each.row in decoded for decoded in transcripts)]
     if not utterances:
         raise UserError(f"{data.source}: no utterance is left that all models take; see {folder / 'rejected.csv'}")
     hypotheses = [[decoded[each.row] for each in utterances] for decoded in transcripts]
@@ -135,7 +137,8 @@ def transcribe_test_set(
     return Transcripts(source, utterances, list(names), hypotheses, left_out, decodes)
 
 
-def _describe_decode(module: WhisperModule) -> Decode:
+def describe_decode(module: WhisperModule) -> Decode:
+    """Say how a module decodes."""
     texts = {text.strip() for text in module.never_written().values()}
     return Decode(module.whisper.generation_config.num_beams, sorted(texts))
 
@@ -178,25 +181,35 @@ def _decode(module: WhisperModule, data: DataOptions, folder: Path) -> tuple[dic
     return collect.transcripts, speech.splits["test"]
 
 
-def _describe(split: Split, data: DataOptions) -> list[ReferenceUtterance]:
-    """Read what is known of each utterance besides its sound."""
-    source = Path(data.source)
-    paths: dict[int, Path] = {}
-    if source.is_file():
-        root = None if data.audio_root is None else Path(data.audio_root)
-        paths = {row.row: Path(row.path) for row in read_manifest(source, root, data.columns)}
+def describe_utterances(
+    split: Split, source: str, audio_root: Path | None, columns: list[str] | None
+) -> list[ReferenceUtterance]:
+    """Read what is known of each utterance of a split besides its sound, in the order of the CSV.
+
+    Args:
+        split: The utterances.
+        source: CSV or folder of shards that they are from.
+        audio_root: Folder that audio paths are relative to.
+        columns: Names of the columns with audio and sentence.
+    """
+    paths: dict[tuple[int, str], Path] = {}
+    if Path(source).is_file():
+        # By the name too: a CSV that has changed since may have another clip in that row.
+        members = set(split.index.table["row"][split.members].tolist())
+        rows = read_manifest(Path(source), audio_root, columns)
+        paths = {(row.row, row.audio): Path(row.path) for row in rows if row.row in members}
     described = []
     for i in split.members.tolist():
         text = split.index.read_text(i)
-        columns = text.extra if isinstance(text.extra, dict) else {}  # of shards that somebody else may have written
+        extra = text.extra if isinstance(text.extra, dict) else {}  # of shards that somebody else may have written
         described.append(
             ReferenceUtterance(
                 text.row,
                 text.audio,
-                paths.get(text.row),
+                paths.get((text.row, text.audio)),
                 int(split.index.num_samples[i]) / SAMPLE_RATE_HZ,
                 text.sentence,
-                {str(name): str(value) for name, value in columns.items()},
+                {str(name): str(value) for name, value in extra.items()},
             )
         )
     return sorted(described, key=lambda each: each.row)
