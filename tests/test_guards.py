@@ -3,18 +3,25 @@
 import csv
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.conftest import copy_corpus, one_error, publish, quick_arguments, read_rows
+from tests.timed import write_timed_model
+from whisper_lightning.batch import Batch
+from whisper_lightning.callbacks.heard import timestamps_right
 from whisper_lightning.callbacks.interpolate import Candidate, choose
 from whisper_lightning.cli import main
 from whisper_lightning.data.generations import open_csv
 from whisper_lightning.data.loader import BatchDataset
-from whisper_lightning.data.plan import PlannedBatch
+from whisper_lightning.data.long import long_windows
+from whisper_lightning.data.plan import PlannedBatch, PlanOptions
+from whisper_lightning.data.splits import Split
 from whisper_lightning.model.load import load
+from whisper_lightning.model.module import WhisperModule
 from whisper_lightning.scoring.intervals import Difference, Estimate
 from whisper_lightning.scoring.utterance import measure, measure_difference, read_transcripts
 
@@ -199,3 +206,97 @@ def test_the_mean_of_the_best_steps_takes_part(
         assert torch.allclose(weight.float(), expected, atol=1e-3, rtol=2e-3) == (mean < ranked[0][0]), name
         break
     assert f"WER {mean:.2f} %" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def timed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with time stamps that says something."""
+    folder = tmp_path_factory.mktemp("timed")
+    torch.manual_seed(5)
+    WhisperModule(str(write_timed_model(folder / "shape")), random_weights=True).save_pretrained(folder / "model")
+    return folder / "model"
+
+
+def test_clips_of_the_validation_are_a_guard_in_long_windows(timed: Path, tmp_path: Path) -> None:
+    corpus = copy_corpus(tmp_path / "corpus", 8, 8)
+    run = tmp_path / "run"
+    options = [f"--model.checkpoint={timed}", "--model.random_weights=false", "--trainer.logger=true"]
+    assert main([*quick_arguments(corpus, run), *options, "--data.guard_windows=2"]) == 0
+    metrics = pd.read_csv(run / "metrics.csv").dropna(subset=["guard/long/wer_normalized"])
+    assert list(metrics["step"]) == [0, 2, 4]
+    assert metrics["guard/long/timestamps"].notna().all()
+    table = read_transcripts(run / "transcripts" / "guard" / "long" / "step-000000.csv")
+    spoken = {row["sentence"]: f"{i + 2:08d}" for i, row in enumerate(read_rows(corpus / "test.csv"))}
+    assert len(table) == 2
+    for key, reference in zip(table["key"], table["reference"], strict=True):
+        assert len(key.split("+")) > 1
+        assert sorted(key.split("+")) == sorted(k for sentence, k in spoken.items() if sentence in reference)
+    assert not (run / "alphas.csv").exists(), "it is watched, and has no say in what the run ends with"
+    assert main([*quick_arguments(corpus, tmp_path / "none"), *options, "--data.guard_windows=0"]) == 0
+    assert "guard/long/wer_normalized" not in pd.read_csv(tmp_path / "none" / "metrics.csv")
+
+
+def windows(module: WhisperModule, table: Path, count: int) -> Batch:
+    """Read the windows of a guard `long`, made of the clips of a CSV."""
+    index = open_csv(table)
+    val = Split(index, np.arange(len(index), dtype=np.int32), [])
+    split = long_windows(val, count, module.encoder, module.full_samples, module.max_label_tokens, seed=1)
+    assert split is not None
+    plan = split.plan(PlanOptions(count), seed=1, epoch=0, shuffle=False)
+    batch = BatchDataset(index, module.encoder, rows=split.rows, timed=True)[plan[0], 0]
+    assert isinstance(batch, Batch)
+    return batch
+
+
+def generated(module: WhisperModule, batch: Batch, max_new_tokens: int) -> list[list[int]]:
+    """Decode with time stamps as transformers does."""
+    ids = module.whisper.generate(
+        module.log_mel(batch.waveforms),
+        return_timestamps=True,
+        language="es",
+        task="transcribe",
+        num_beams=1,
+        max_new_tokens=max_new_tokens,
+    )
+    return [list(map(int, row)) for row in ids]
+
+
+def test_windows_are_decoded_as_transformers_does_with_time_stamps(timed: Path, tmp_path: Path) -> None:
+    """A random model does not end by itself, so it is the beginning that is compared; `real` compares the whole."""
+    corpus = copy_corpus(tmp_path / "corpus", 2, 8)
+    module = load(str(timed), exact=True)
+    batch = windows(module, corpus / "test.csv", 3)
+    decoded = module.validation_step(batch, 0)
+    assert decoded.times is not None
+    rows = generated(module, batch, 40)
+    for row, text, (borders, written) in zip(rows, decoded.hypotheses, decoded.times, strict=True):
+        shorter = min(text, module.text(row), key=len)
+        assert shorter
+        assert text.startswith(shorter)
+        assert module.text(row).startswith(shorter)
+        assert written[:1] == module.encoder.times(row)[:1]
+        assert borders == sorted(borders)
+        assert len(borders) % 2 == 0
+
+
+@pytest.mark.real
+def test_whisper_base_writes_windows_as_transformers_does(real_model: Path, real_speech: Path, tmp_path: Path) -> None:
+    rows = read_rows(real_speech / "val.csv")[:40]
+    with (tmp_path / "val.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["audio", "sentence", "speaker"])
+        writer.writerows([real_speech / row["audio"], row["sentence"], row["speaker"]] for row in rows)
+    module = load(str(real_model), language="es", exact=True)
+    batch = windows(module, tmp_path / "val.csv", 3)
+    decoded = module.validation_step(batch, 0)
+    assert decoded.times is not None
+    for row, text, (_, written) in zip(generated(module, batch, 225), decoded.hypotheses, decoded.times, strict=True):
+        assert module.text(row) == text
+        assert module.encoder.times(row) == written
+
+
+def test_time_stamps_are_right_near_borders() -> None:
+    assert timestamps_right([([0.0, 2.0], [0.0, 2.1])]) == 100
+    assert timestamps_right([([0.0, 2.0], [0.0])]) == 50
+    assert timestamps_right([([0.0, 2.0], [0.1, 1.0, 2.2])]) == pytest.approx(200 / 3)
+    assert timestamps_right([([0.0, 2.0], [])]) == 0

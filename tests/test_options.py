@@ -67,6 +67,7 @@ ELSEWHERE = {
     "data.max_rejected_fraction": "test_rows_that_may_be_rejected",
     "data.guard": "test_guards_are_measured_before_while_and_after_training",
     "data.guard_languages": "test_a_guard_is_decoded_in_its_rows_languages",
+    "data.guard_windows": "test_clips_of_the_validation_are_a_guard_in_long_windows",
     "data.guard_utterances": "test_guards_are_measured_before_while_and_after_training",
     "best.average": "test_the_mean_of_the_best_steps_takes_part",
     "best.alphas": "test_a_run_whose_guards_all_become_worse_ends_where_it_began",
@@ -119,6 +120,7 @@ def arguments(material: Path, name: str) -> list[str]:
         "--trainer.max_steps=4",
         "--data.batch_size=4",
         "--trainer.logger=true",
+        "--data.guard_windows=0",
     ]
 
 

@@ -180,8 +180,9 @@ class SpeechDataModule(LightningDataModule):
         model = self._model
         limits = (model.full_samples, model.max_label_tokens)
         windows = long_windows(self.splits["val"], self.guard_windows, model.encoder, *limits, self.seed)
-        if windows is not None:
+        if windows is not None and len(windows.members) >= self.trainer.world_size:  # type: ignore[union-attr]
             self.splits[LONG] = windows
+            logger.info("%s: %d windows, %.2f h", LONG, len(windows.members), windows.seconds / 3600)
 
     @property
     def marks(self) -> set[str] | None:
@@ -230,6 +231,8 @@ class SpeechDataModule(LightningDataModule):
         rows = None
         if name == "train" and self._row_options:
             rows = make_rows(index, members, self._row_options, model.encoder, *limits, seed=self.seed)
+            if rows.windows is not None:
+                logger.info("data.pack: %s", rows.windows)
         return Split(index, members, index.rejected() + rejected, rows, language)
 
     def _warn_of_small_cache(self, name: str, index: ShardIndex) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,8 +18,6 @@ from whisper_lightning.data.shards import ShardIndex
 from whisper_lightning.data.windows import ALONE, Arrangement, Windows, compose_windows, draw_packed
 from whisper_lightning.errors import UserError
 from whisper_lightning.text import LabelEncoder, Segment
-
-logger = logging.getLogger(__name__)
 
 SPEAKER_COLUMNS = ("speaker", "client_id")
 """Where a CSV says who speaks; the second is Common Voice's."""
@@ -201,7 +198,6 @@ def make_rows(
             max_tokens=max_tokens - len(encoder.encode_times([])),
             seed=seed,
         )
-        logger.info("data.pack: %s", windows)
         windows = windows.of(members)
     return Rows(encoder, max_tokens, seed, options, windows, previous)
 
