@@ -39,9 +39,13 @@ def decode(
     Returns:
         For each utterance its text tokens, without prompt and end token.
     """
-    if timestamps or num_beams == 1:
-        rules = WhisperTimeStampLogitsProcessor(whisper.generation_config, prompts.shape[1]) if timestamps else None
-        return greedy_decode(whisper, encoded, prompts, max_tokens, rules)
+    if timestamps:
+        rules = WhisperTimeStampLogitsProcessor(whisper.generation_config, prompts.shape[1])
+        longest = min(max_tokens, whisper.config.max_target_positions - prompts.shape[1])
+        rows = greedy_decode(whisper, encoded, prompts, longest, rules)
+        return [_finished(row, longest, rules.timestamp_begin) for row in rows]
+    if num_beams == 1:
+        return greedy_decode(whisper, encoded, prompts, max_tokens)
     return beam_decode(whisper, encoded, prompts, max_tokens, num_beams)
 
 
@@ -156,6 +160,14 @@ def _suppressed(whisper: WhisperForConditionalGeneration, device: torch.device) 
     always = torch.tensor(config.suppress_tokens or [], dtype=torch.long, device=device)
     at_first = torch.tensor(config.begin_suppress_tokens or [], dtype=torch.long, device=device)
     return always, at_first
+
+
+def _finished(tokens: list[int], max_tokens: int, time_zero: int) -> list[int]:
+    """Return a transcript up to its last time stamp if it has not ended: other programs go on from there."""
+    if len(tokens) < max_tokens:
+        return tokens
+    last = max((i for i, token in enumerate(tokens) if token >= time_zero), default=-1)
+    return tokens[: last + 1]
 
 
 def _until(tokens: list[int], end: int) -> list[int]:
