@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.demos.boring_classes import BoringModel, RandomDataset
 
 from tests.test_layers import PACKAGE
@@ -117,8 +118,43 @@ def test_a_launcher_without_processes_is_left_alone(tmp_path: Path) -> None:
     internals.let_processes_end(fit(tmp_path, Watch(), max_steps=1, val_check_interval=4))
 
 
+class Hear(Callback):
+    """Notes the weights while a validation runs, and those that the internals give when it has ended."""
+
+    def __init__(self) -> None:
+        self.heard: dict[str, torch.Tensor] = {}
+        self.given: dict[str, torch.Tensor] = {}
+        self.own: dict[str, torch.Tensor] = {}
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self.heard = {name: value.clone() for name, value in pl_module.state_dict().items()}
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.given = {name: value.clone() for name, value in internals.validated_weights(trainer).items()}
+        self.own = {name: value.clone() for name, value in pl_module.state_dict().items()}
+
+
+@pytest.mark.parametrize("averaged", [True, False])
+def test_the_weights_of_a_validation_are_those_that_it_heard(tmp_path: Path, averaged: bool) -> None:
+    hear = Hear()
+    callbacks: list[Callback] = [EMAWeightAveraging(decay=0.5), hear] if averaged else [hear]
+    trainer = Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        callbacks=callbacks,
+        max_steps=4,
+        val_check_interval=4,
+    )
+    trainer.fit(Small())
+    assert all(torch.equal(hear.heard[name], value) for name, value in hear.given.items())
+    assert all(torch.equal(hear.own[name], value) for name, value in hear.given.items()) != averaged
+
+
 def test_no_other_callback_touches_private_names() -> None:
-    theirs = ("._should", "._data_fetcher", "._checkpoint_connector", "epoch_progress", "launcher")
+    theirs = ("._average_model", "._should", "._data_fetcher", "._checkpoint_connector", "epoch_progress", "launcher")
     for path in PACKAGE.rglob("*.py"):
         if path.name not in ("lightning_internals.py", "datamodule.py"):
             text = path.read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 import wandb
 
-from tests import test_guards, test_suppressed
+from tests import test_guards, test_regularised, test_suppressed
 from tests.conftest import copy_corpus, one_error, quick_arguments, read_rows
 from tests.faulty_server import Faults, serve
 from tests.timed import write_timed_model
@@ -36,6 +36,7 @@ TABLE: dict[str, tuple[str, set[str]]] = {
     "model.warmup_steps": ("3", {"learning rates"}),
     "model.schedule": ("cosine", {"learning rates"}),
     "model.weight_decay": ("0.1", {"weight decay"}),
+    "model.layer_decay": ("0.5", {"weight decay"}),  # each layer has groups of its own; the first is the top
     "model.activation_seconds": ("5", {"encoder calls"}),
     "model.max_tokens": ("7", {"tokens decoded"}),
     "model.num_beams": ("2", {"beams"}),
@@ -60,6 +61,8 @@ TABLE: dict[str, tuple[str, set[str]]] = {
 """Option, another value than the runs' own, and all that it changes."""
 ELSEWHERE = {
     "model.suppress_tokens": "test_fit_lets_it_write_what_its_sentences_have",
+    "model.freeze_encoder": "test_a_frozen_encoder_never_changes",
+    "model.label_smoothing": "test_smoothing_and_layer_decay_train_otherwise",
     "data.predict": "test_predict_transcribes_its_own_csv",
     "data.cache_dir": "test_remote_shards_are_kept_where_the_option_says",
     "data.cache_gib": "test_a_small_cache_is_warned_of",
@@ -152,7 +155,8 @@ def test_the_table_has_every_option_of_ours(capsys: pytest.CaptureFixture[str]) 
     groups = "model|data|evaluate|best|resume|steps|wandb|report"
     options = set(re.findall(rf"^ +--((?:{groups})\.[a-z_]+)", capsys.readouterr().out, re.MULTILINE))
     assert options == TABLE.keys() | ELSEWHERE.keys()
-    assert set(ELSEWHERE.values()) <= globals().keys() | vars(test_suppressed).keys() | vars(test_guards).keys()
+    others = vars(test_suppressed) | vars(test_guards) | vars(test_regularised)
+    assert set(ELSEWHERE.values()) <= globals().keys() | others.keys()
 
 
 def test_predict_transcribes_its_own_csv(material: Path) -> None:

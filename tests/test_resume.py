@@ -36,6 +36,11 @@ CONFIGURATIONS = {
     "a checkpoint on an epoch's last batch": ["--resume.every_n_steps=6", "--trainer.val_check_interval=7"],
     "every position": ["--model.tail=exact", "--data.max_batch_seconds=12"],
     "cosine, activations in parts": ["--model.schedule=cosine", "--model.activation_seconds=5"],
+    "averaged weights": [
+        "--trainer.callbacks+=lightning.pytorch.callbacks.EMAWeightAveraging",
+        "--trainer.callbacks.decay=0.7",
+        "--best.average=2",
+    ],
     "accumulation over the epoch's end": ["--trainer.accumulate_grad_batches=4", "--trainer.val_check_interval=8"],
 }
 PACKED = ["--data.pack=0.7", "--data.timestamps=0.5", "--data.prompt=0.5", "--model.checkpoint={timed}"]

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors.torch import save_file
 
+from whisper_lightning.callbacks.lightning_internals import validated_weights
 from whisper_lightning.errors import UserError
 from whisper_lightning.files import remove, replacing, sync
 
@@ -93,7 +94,7 @@ class KeepBest(Callback):
             each.log_metrics({"best/wer": self.wer, "best/step": self.step}, step=self.step)
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        weights = trainer.strategy.lightning_module_state_dict()  # on every rank: it may have to be gathered
+        weights = validated_weights(trainer)
         if trainer.is_global_zero:
             folder = Path(trainer.default_root_dir) / "best"
             with replacing(folder) as fresh:
@@ -108,7 +109,7 @@ class KeepBest(Callback):
         step = trainer.global_step
         ranked = sorted([*(each for each in self.steps if each[1] != step), [wer, step]])
         self.steps, rest = ranked[: self.average], ranked[self.average :]
-        weights = trainer.strategy.lightning_module_state_dict()  # on every rank: it may have to be gathered
+        weights = validated_weights(trainer)
         if not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 
 
 def is_accumulating(trainer: Trainer) -> bool:
@@ -64,6 +65,18 @@ def dump_checkpoint(trainer: Trainer, *, validating: bool) -> dict[str, Any]:
             counts["ready"] += 1
             counts["started"] += 1
     return checkpoint
+
+
+def validated_weights(trainer: Trainer) -> dict[str, Any]:
+    """Return the weights that a validation hears: where Lightning averages weights, the mean, else the module's own.
+
+    Lightning has put the module's own back before `on_validation_end`. On every rank: they may have to be gathered.
+    """
+    for each in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(each, WeightAveraging) and each._average_model is not None:
+            state = each._average_model.state_dict()
+            return {name[7:]: value for name, value in state.items() if name.startswith("module.")}
+    return dict(trainer.strategy.lightning_module_state_dict())
 
 
 def let_processes_end(trainer: Trainer) -> None:

@@ -44,6 +44,16 @@ def remarks(folder: Path, data: SpeechDataModule, best: KeepBest, chosen: Candid
     return lines + [line for guard in data.guards for line in _say_of_guard(folder, guard)]
 
 
+def describe(best: KeepBest, chosen: Candidate | None) -> str:
+    """Say what is in `best/`, in a few words."""
+    step = f"step {best.step}"
+    if best.is_average:
+        step = f"mean of steps {', '.join(str(int(each)) for _, each in best.steps)}"
+    if chosen is not None and chosen.alpha < 1.0:
+        return f"{chosen.alpha:g} of the way from the start to {step}, which is in tuned/"
+    return step
+
+
 def sum_up(
     trainer: Trainer, data: SpeechDataModule, best: KeepBest, chosen: Candidate | None, remarks: Sequence[str]
 ) -> None:
@@ -67,12 +77,8 @@ def sum_up(
         lines.append(f"Before training, the same utterances decoded alike: {measure(before, 'wer').write(' %')}")
         lines.append(f"Difference: {_write(difference)}")
     lines += remarks
-    model, step = folder / "best", f"step {best.step}"
-    if best.is_average:
-        step = f"mean of steps {', '.join(str(int(each)) for _, each in best.steps)}"
-    if chosen is not None and chosen.alpha < 1.0:
-        step = f"{chosen.alpha:g} of the way from the start to {step}, which is in tuned/"
-    lines.append(f"Best model ({step}): {model}")
+    model = folder / "best"
+    lines.append(f"Best model ({describe(best, chosen)}): {model}")
     lines.append(f'Use it: transformers.pipeline("automatic-speech-recognition", model="{model.as_posix()}")')
     _log(trainer, best, before, difference)
     logger.info("\n%s", "\n".join(lines))

@@ -31,7 +31,7 @@ from whisper_lightning.commands.options import (
     refuse_environment,
     settle_length,
 )
-from whisper_lightning.commands.summary import remarks, sum_up
+from whisper_lightning.commands.summary import describe, remarks, sum_up
 from whisper_lightning.data.datamodule import SpeechDataModule
 from whisper_lightning.data.splits import check_sources, name_sources
 from whisper_lightning.errors import UserError
@@ -176,6 +176,7 @@ class WhisperCLI(LightningCLI):
                 data,
                 model,
                 best_step=best.step,
+                best=describe(best, chosen),
                 remarks=said,
                 defaults=self._defaults,
                 progress=trainer.progress_bar_callback is not None,

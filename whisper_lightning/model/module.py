@@ -25,7 +25,7 @@ from whisper_lightning.hub import language_code, load_processor
 from whisper_lightning.model.cost import rows_at_once
 from whisper_lightning.model.decode import decode, detect_languages
 from whisper_lightning.model.gradients import FiniteLosses, TokenMean, clip_gradients
-from whisper_lightning.model.optim import Schedule, learning_rate_factor, parameter_groups
+from whisper_lightning.model.optim import Schedule, check_shares, learning_rate_factor, parameter_groups
 from whisper_lightning.model.suppress import let_write, never_written
 from whisper_lightning.model.tail import Encoded, Tail, encode
 from whisper_lightning.model.weights import identify, take_weights
@@ -52,6 +52,10 @@ class WhisperModule(LightningModule):
         warmup_steps: Optimizer steps of linear warm-up.
         schedule: Learning rate after the warm-up.
         weight_decay: AdamW's decay, on matrices only.
+        layer_decay: Factor on the learning rate from each layer to the one before it, the decoder's last having the
+            whole rate and the encoder's first the least; 1 treats all alike.
+        freeze_encoder: Train the decoder alone.
+        label_smoothing: Share of each label that is spread over all tokens in training.
         activation_seconds: Padded seconds of audio whose activations are kept at once. A longer batch goes through the
             model in parts that are computed again in the backward pass: the same gradients, bounded memory.
         max_tokens: Longest decoded transcript, in tokens.
@@ -72,6 +76,9 @@ class WhisperModule(LightningModule):
         warmup_steps: int = 50,
         schedule: Schedule = "linear",
         weight_decay: float = 0.01,
+        layer_decay: float = 1.0,
+        freeze_encoder: bool = False,
+        label_smoothing: float = 0.0,
         activation_seconds: float = 120.0,
         max_tokens: int = 225,
         num_beams: int = 1,
@@ -82,7 +89,8 @@ class WhisperModule(LightningModule):
         self.checkpoint, self.task = checkpoint, task
         self.suppress_tokens = suppress_tokens
         self.learning_rate, self.warmup_steps, self.schedule = learning_rate, warmup_steps, schedule
-        self.weight_decay = weight_decay
+        self.weight_decay, self.layer_decay, self.label_smoothing = weight_decay, layer_decay, label_smoothing
+        check_shares(layer_decay=layer_decay, label_smoothing=label_smoothing)
         self.activation_seconds = activation_seconds
         self.spec_augment = spec_augment
         self.max_tokens = max_tokens
@@ -95,6 +103,8 @@ class WhisperModule(LightningModule):
         self.identity = identify(self.whisper, self.processor.tokenizer, with_weights=not random_weights)
         if initial_weights is not None:
             take_weights(self, Path(initial_weights))
+        if freeze_encoder:
+            self.whisper.model.encoder.requires_grad_(False)
         if tail != "exact" and tail < 1:
             raise UserError(f"model.tail: {tail}; give a number of cells, such as 40, or exact")
         self.full_frames: int = 2 * self.whisper.config.max_source_positions
@@ -143,7 +153,8 @@ class WhisperModule(LightningModule):
         seconds = self.tail.num_positions(features.shape[2]) / POSITIONS_PER_SECOND
         rows = rows_at_once(len(features), seconds, self.activation_seconds)
         states = training_states(self.whisper, features, sample, batch.decoder_input_ids, rows)  # (B, L, D)
-        loss_sum = label_loss(self.whisper, states, batch.label_positions, batch.label_tokens)
+        labels = (batch.label_positions, batch.label_tokens)
+        loss_sum = label_loss(self.whisper, states, *labels, self.label_smoothing)
         self._losses.add(batch.keys, loss_sum.detach())
         return self._token_mean.add(loss_sum, len(batch.label_tokens))
 
@@ -284,7 +295,7 @@ class WhisperModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Fused AdamW with a learning rate that is a function of the step."""
-        groups = parameter_groups(self.named_parameters(), self.weight_decay)
+        groups = parameter_groups(self.named_parameters(), self.weight_decay, self.learning_rate, self.layer_decay)
         # With float16 a fused AdamW would unscale inside, after our division and clipping.
         fused = self.trainer.precision != "16-mixed"
         optimizer = AdamW(groups, lr=self.learning_rate, fused=fused)

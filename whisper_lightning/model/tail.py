@@ -115,7 +115,8 @@ class Tail:
 
     def _silent_states(self, encoder: WhisperEncoder) -> list[torch.Tensor]:
         """Encode silence; once for all batches of an evaluation, where the weights stay what they are."""
-        if torch.is_grad_enabled():  # they change after each, and nothing is held in memory meanwhile
+        trained = encoder.conv1.weight.requires_grad
+        if torch.is_grad_enabled() and trained:  # they change after each, and nothing is held in memory meanwhile
             self._kept = [], []
             return _silence(encoder)
         weights: list[object] = [(each.device, each.dtype, each._version) for each in encoder.parameters()]

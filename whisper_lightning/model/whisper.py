@@ -153,6 +153,7 @@ def label_loss(
     states: torch.Tensor,
     label_positions: torch.Tensor,
     label_tokens: torch.Tensor,
+    smoothing: float = 0.0,
 ) -> torch.Tensor:
     """Sum the cross-entropy over label tokens, computing logits for these alone.
 
@@ -163,12 +164,13 @@ def label_loss(
         states: The decoder's, `(B, L, D)`.
         label_positions: `(K,)` positions in the flattened `(B * L)` decoder states.
         label_tokens: `(K,)` tokens expected there.
+        smoothing: Share of each target that is spread over all tokens (Szegedy et al. 2016, arXiv:1512.00567).
 
     Returns:
         The sum, a scalar. Divide it by the number of tokens of everything that is averaged together.
     """
     counted = states.flatten(0, 1).index_select(0, label_positions)
-    return F.cross_entropy(whisper.proj_out(counted), label_tokens, reduction="sum")
+    return F.cross_entropy(whisper.proj_out(counted), label_tokens, reduction="sum", label_smoothing=smoothing)
 
 
 def save_whisper(

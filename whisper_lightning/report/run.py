@@ -14,7 +14,7 @@ from whisper_lightning.data.splits import read_from
 from whisper_lightning.errors import UserError
 from whisper_lightning.model.module import WhisperModule
 from whisper_lightning.report.folder import write_report
-from whisper_lightning.report.history import Training, read_training
+from whisper_lightning.report.history import read_training
 from whisper_lightning.report.transcripts import Transcripts, describe_decode, describe_utterances
 from whisper_lightning.scoring.utterance import read_transcripts
 
@@ -38,6 +38,7 @@ def report_run(
     module: WhisperModule,
     *,
     best_step: int,
+    best: str,
     remarks: Sequence[str],
     defaults: Callable[[], Mapping[str, Any]],
     progress: bool,
@@ -48,7 +49,8 @@ def report_run(
         folder: The run's folder, with the transcripts of its test.
         data: What was tested on.
         module: What was tested.
-        best_step: The step that is in `best/`.
+        best_step: The best step of the training.
+        best: What is in `best/`, in a few words.
         remarks: What is to be known before the figures are believed.
         defaults: Gives the tree of options that config.yaml would hold if nothing had been set.
         progress: Show progress where it takes more than a moment.
@@ -56,7 +58,7 @@ def report_run(
     report = folder / "report"
     try:
         training = read_training(folder, best_step=best_step, remarks=remarks, defaults=defaults())
-        transcripts = _read_transcripts(folder, data, module, training)
+        transcripts = _read_transcripts(folder, data, module, f"after (best: {best})")
         report.mkdir(exist_ok=True)
         write_report(transcripts, report, training=training, progress=progress)
     except (UserError, OSError) as error:
@@ -67,13 +69,13 @@ def report_run(
         logger.info("Report: %s", report / "index.html")
 
 
-def _read_transcripts(folder: Path, data: SpeechDataModule, module: WhisperModule, training: Training) -> Transcripts:
+def _read_transcripts(folder: Path, data: SpeechDataModule, module: WhisperModule, name: str) -> Transcripts:
     """Read what the best and the starting model made of the test utterances; the latter only where it heard the same.
 
     The model after training comes first: the page shows it first, and the difference has the sign of the last lines.
     """
     texts = folder / "transcripts"
-    tables = {f"after (best: step {training.best_step})": read_transcripts(texts / "test.csv").sort_values("key")}
+    tables = {name: read_transcripts(texts / "test.csv").sort_values("key")}
     (after,) = tables.values()
     if (texts / "before.csv").is_file():
         before = read_transcripts(texts / "before.csv").sort_values("key")
