@@ -17,6 +17,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from whisper_lightning.callbacks.best import KeepBest
 from whisper_lightning.callbacks.wer import EvaluateWER
 from whisper_lightning.files import remove
+from whisper_lightning.model.load import reload, starting_weights
 from whisper_lightning.model.module import WhisperModule
 from whisper_lightning.model.weights import average, interpolate
 from whisper_lightning.scoring.intervals import Difference, Estimate
@@ -74,7 +75,7 @@ def settle(trainer: Trainer, module: WhisperModule, data: LightningDataModule) -
         for alpha, place in places.items():
             names[alpha] = f"alpha-{alpha:g}"
             _write(trainer, module, best.tuned(folder), place, alpha)
-            _validate(trainer, module.reload(place), data, names[alpha])
+            _validate(trainer, reload(module, place), data, names[alpha])
         tried = [_read(folder, guards, alpha, names[alpha], best.guard_margin) for alpha in sorted(names)]
         chosen = choose(tried)
         if chosen.alpha == 0.0:
@@ -102,7 +103,7 @@ def _average(trainer: Trainer, module: WhisperModule, data: LightningDataModule,
         weights["whisper.proj_out.weight"] = weights["whisper.model.decoder.embed_tokens.weight"]
         module.save_pretrained(place, weights)
     trainer.strategy.barrier("average")
-    _validate(trainer, module.reload(place), data, "average")
+    _validate(trainer, reload(module, place), data, "average")
     wer = measure(read_transcripts(transcripts_path(folder, "", "average")), "wer").value
     best.is_average = wer < best.wer
     logger.info("The mean of steps %s: WER %.2f %%", ", ".join(str(int(step)) for _, step in best.steps), wer)
@@ -117,7 +118,7 @@ def _write(trainer: Trainer, module: WhisperModule, tuned: Path, place: Path, al
     """Write the weights between the run's start and its tuned model as a folder."""
     if trainer.is_global_zero:
         remove(place)
-        module.save_pretrained(place, interpolate(module.at_the_start(), tuned, alpha))
+        module.save_pretrained(place, interpolate(starting_weights(module), tuned, alpha))
     trainer.strategy.barrier("interpolate")
 
 

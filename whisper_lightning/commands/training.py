@@ -38,6 +38,7 @@ from whisper_lightning.errors import UserError
 from whisper_lightning.files import find_whole, previous_checkpoint, read_checkpoint
 from whisper_lightning.hub import language_code
 from whisper_lightning.loggers import WandbOptions, make_loggers
+from whisper_lightning.model.load import reload
 from whisper_lightning.model.module import WhisperModule
 from whisper_lightning.report.run import ReportOptions, report_run
 from whisper_lightning.run import hold_folder, is_first_process
@@ -163,7 +164,7 @@ class WhisperCLI(LightningCLI):
             return
         chosen = settle(trainer, self.model, data)
         # As anybody else will: from the folder. The module that was trained may be sharded over processes.
-        model = self.model.reload(folder)
+        model = reload(self.model, folder)
         trainer.test(model, datamodule=data, verbose=False)
         if not trainer.is_global_zero:
             return

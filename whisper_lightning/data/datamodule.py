@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol, cast
@@ -13,7 +12,8 @@ from lightning.pytorch import LightningDataModule
 from whisper_lightning.data.generations import open_csv, open_folder
 from whisper_lightning.data.loader import BatchDataset, EpochLoader
 from whisper_lightning.data.long import LONG, long_windows
-from whisper_lightning.data.plan import WINDOW_SHARDS, Plan, PlanOptions
+from whisper_lightning.data.notices import report_split, warn_of_overlap, warn_of_small_cache, write_rejected
+from whisper_lightning.data.plan import Plan, PlanOptions
 from whisper_lightning.data.remote import RemoteFolder, default_cache
 from whisper_lightning.data.rows import RowOptions, make_rows
 from whisper_lightning.data.shards import ShardIndex
@@ -27,8 +27,6 @@ from whisper_lightning.data.splits import (
     needed_splits,
     read_from,
     tests_on_val,
-    warn_of_overlap,
-    write_rejected,
 )
 from whisper_lightning.data.transfer import is_remote, local_path
 from whisper_lightning.errors import UserError
@@ -167,7 +165,7 @@ class SpeechDataModule(LightningDataModule):
         for name in needed:
             if name not in self.splits:
                 self.splits[name] = self._split(name)
-                self._check(name)
+                report_split(name, self.splits, self.max_rejected_fraction, Path(trainer.default_root_dir))
         if stage == "fit" and LONG not in self.splits:
             self._add_long_windows()
         if trainer.is_global_zero:
@@ -219,7 +217,8 @@ class SpeechDataModule(LightningDataModule):
 
     def _split(self, name: str) -> Split:
         index = self._shards(name)
-        self._warn_of_small_cache(name, index)
+        if index.remote is not None:
+            warn_of_small_cache(name, index, self.cache_bytes)
         required = name != "predict" or isinstance(self.sources[name], float)
         model = self._model
         limits = (model.full_samples, model.max_label_tokens)
@@ -234,40 +233,6 @@ class SpeechDataModule(LightningDataModule):
             if rows.windows is not None:
                 logger.info("data.pack: %s", rows.windows)
         return Split(index, members, index.rejected() + rejected, rows, language)
-
-    def _warn_of_small_cache(self, name: str, index: ShardIndex) -> None:
-        """Say when remote shards cannot stay for as long as they are read in turns."""
-        if index.remote is None:
-            return
-        sizes = sorted((shard["bytes"] for shard in index.shards), reverse=True)
-        needed = sum(sizes[:WINDOW_SHARDS] if name == "train" else sizes)
-        if needed > self.cache_bytes:
-            logger.warning(
-                "data.cache_gib: %.2g GiB; %.2g GiB of %s are read in turns and will be downloaded again and again",
-                self.cache_bytes / 2**30,
-                needed / 2**30,
-                index.remote,
-            )
-
-    def _check(self, name: str) -> None:
-        """Say what was read and left out; stop when too much was.
-
-        Raises:
-            UserError: More than `max_rejected_fraction` of the rows, or all of them, are unusable.
-        """
-        split = self.splits[name]
-        num_rows = len(split.index) + len(split.index.rejected())
-        reasons = Counter(row.reason for row in split.rejected)
-        listed = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-        summary = f"{name}: {len(split.members)} utterances, {split.seconds / 3600:.2f} h"
-        logger.info("%s; %d of %d rows rejected%s", summary, len(split.rejected), num_rows, listed and f": {listed}")
-        if len(split.members) == 0 or len(split.rejected) > self.max_rejected_fraction * num_rows:
-            path = write_rejected(self.splits, Path(self.trainer.default_root_dir))  # type: ignore[union-attr]
-            raise UserError(
-                f"data.{name}: {len(split.rejected)} of {num_rows} rows cannot be used ({listed}); see {path}. "
-                "Fix the CSV or the audio, or raise data.max_rejected_fraction "
-                f"(now {self.max_rejected_fraction:g})"
-            )
 
     def _loader(self, name: str, batch_size: int, most: int | None = None) -> EpochLoader:
         trainer, split = self.trainer, self.splits[name]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from whisper_lightning.audio.constants import SAMPLE_RATE_HZ
@@ -23,9 +21,6 @@ from whisper_lightning.data.shards import ShardIndex
 from whisper_lightning.data.transfer import is_remote
 from whisper_lightning.errors import UserError
 from whisper_lightning.text import LabelEncoder
-
-logger = logging.getLogger(__name__)
-
 
 Sources = dict[str, str | float]
 """By the name of the split: CSV, folder of shards or URL, or a share (0 to 1) that is held out of `train`."""
@@ -238,53 +233,3 @@ def admit(
             rejected.append(Rejected(text.row, text.audio, "empty sentence", "there is no sentence"))
             admitted[i] = False
     return np.flatnonzero(admitted).astype(np.int32), rejected
-
-
-def write_rejected(splits: Mapping[str, Split], folder: Path) -> Path:
-    """Write the rows that were left out, with reasons, into rejected.csv; return its path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "rejected.csv"
-    rows = [
-        {"split": name, "row": row.row, "value": row.value, "reason": row.reason, "detail": row.detail}
-        for name, split in splits.items()
-        for row in split.rejected
-    ]
-    columns = ["split", "row", "value", "reason", "detail"]
-    pd.DataFrame(rows, columns=columns).to_csv(path, index=False, encoding="utf-8")
-    return path
-
-
-def warn_of_overlap(train: Split, other: Split, name: str) -> None:
-    """Say how many utterances of a split are in the training split too, by their samples and by their sentences.
-
-    Args:
-        train: The training split.
-        other: What the model is measured on.
-        name: What that is called: `val` or `test`.
-    """
-    if min(split.index.info["version"] for split in (train, other)) == 1:
-        logger.info("data.%s: shards of an older version do not tell what is in data.train too; build them again", name)
-        return
-    sounds, sentences = (
-        np.isin(other.index.table[field][other.members], train.index.table[field][train.members])
-        for field in ("sound", "sentence")
-    )
-    if sounds.any():
-        rows = other.index.table["row"][other.members[sounds]]
-        listed = ", ".join(str(row) for row in rows[:5].tolist()) + (", …" if len(rows) > 5 else "")
-        logger.warning(
-            "data.%s: the audio of %d of %d utterances is in data.train too (rows %s): the model will have learnt them "
-            "by heart, and its WER comes out too low; take them out of one of the two",
-            name,
-            len(rows),
-            len(sounds),
-            listed,
-        )
-    if sentences.any():
-        logger.info(
-            "data.%s: %d of %d utterances have a sentence that is in data.train too; normal for commands, but with "
-            "other speech the WER comes out too low",
-            name,
-            np.count_nonzero(sentences),
-            len(sentences),
-        )

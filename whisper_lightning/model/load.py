@@ -7,6 +7,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import GenerationConfig
 from transformers.utils import cached_file
 
@@ -45,6 +46,21 @@ def load(source: str | Path, *, language: str | None = None, exact: bool = False
     if found == source and (path / "config.yaml").is_file() and not (path / "config.json").is_file():
         raise UserError(f"{source}: this run has no best model yet; give its checkpoints/last.ckpt, or validate once")
     return WhisperModule(checkpoint=found, **_trained_for(found) | told).eval()
+
+
+def reload(module: WhisperModule, folder: Path) -> WhisperModule:
+    """Return a module with the options of another and the weights of a folder that `save_pretrained` wrote."""
+    told = {"checkpoint": str(folder), "random_weights": False, "initial_weights": None}
+    return WhisperModule(**_options(module) | told)
+
+
+def starting_weights(module: WhisperModule) -> dict[str, torch.Tensor]:
+    """Return the weights that a module's run has started from, read anew, by their names in the module."""
+    return WhisperModule(**_options(module)).state_dict()
+
+
+def _options(module: WhisperModule) -> dict[str, Any]:
+    return {name: value for name, value in module.hparams.items() if name != "_instantiator"}  # LightningCLI's
 
 
 def is_fine_tuned(source: str) -> bool:

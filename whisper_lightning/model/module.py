@@ -20,7 +20,6 @@ from whisper_lightning.audio.constants import HOP_LENGTH, POSITIONS_PER_SECOND, 
 from whisper_lightning.audio.features import log_mel, mel_filters
 from whisper_lightning.audio.read import Clip, to_waveform
 from whisper_lightning.batch import Batch, Decoded
-from whisper_lightning.errors import UserError
 from whisper_lightning.hub import language_code, load_processor
 from whisper_lightning.model.cost import rows_at_once
 from whisper_lightning.model.decode import decode, detect_languages
@@ -86,14 +85,11 @@ class WhisperModule(LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.checkpoint, self.task = checkpoint, task
-        self.suppress_tokens = suppress_tokens
+        self.checkpoint, self.task, self.suppress_tokens = checkpoint, task, suppress_tokens
         self.learning_rate, self.warmup_steps, self.schedule = learning_rate, warmup_steps, schedule
         self.weight_decay, self.layer_decay, self.label_smoothing = weight_decay, layer_decay, label_smoothing
         check_shares(layer_decay=layer_decay, label_smoothing=label_smoothing)
-        self.activation_seconds = activation_seconds
-        self.spec_augment = spec_augment
-        self.max_tokens = max_tokens
+        self.activation_seconds, self.spec_augment, self.max_tokens = activation_seconds, spec_augment, max_tokens
         self.processor = load_processor(checkpoint)
         self.encoder = LabelEncoder(self.processor.tokenizer, language_code(language), task)
         self.whisper = load_whisper(
@@ -105,23 +101,18 @@ class WhisperModule(LightningModule):
             take_weights(self, Path(initial_weights))
         if freeze_encoder:
             self.whisper.model.encoder.requires_grad_(False)
-        if tail != "exact" and tail < 1:
-            raise UserError(f"model.tail: {tail}; give a number of cells, such as 40, or exact")
         self.full_frames: int = 2 * self.whisper.config.max_source_positions
         self.full_samples = self.full_frames * HOP_LENGTH
         self.max_label_tokens: int = self.whisper.config.max_target_positions
         self.tail = Tail(self.whisper.model.encoder, None if tail == "exact" else tail)
         self.register_buffer("filters", mel_filters(self.whisper.config.num_mel_bins), persistent=False)
-        self._token_mean = TokenMean()
-        self._losses = FiniteLosses()
+        self._token_mean, self._losses = TokenMean(), FiniteLosses()
         self._step_metrics: dict[str, torch.Tensor | float] = {}
 
     def setup(self, stage: str) -> None:
         """Let the decoder write the marks that the training sentences have."""
-        if stage != "fit" or self.suppress_tokens != "auto":
-            return
         data = getattr(self.trainer, "datamodule", None)
-        if data is not None:
+        if stage == "fit" and self.suppress_tokens == "auto" and data is not None:
             self.let_write(data.marks)
 
     def let_write(self, written: set[str] | None) -> None:
@@ -153,8 +144,7 @@ class WhisperModule(LightningModule):
         seconds = self.tail.num_positions(features.shape[2]) / POSITIONS_PER_SECOND
         rows = rows_at_once(len(features), seconds, self.activation_seconds)
         states = training_states(self.whisper, features, sample, batch.decoder_input_ids, rows)  # (B, L, D)
-        labels = (batch.label_positions, batch.label_tokens)
-        loss_sum = label_loss(self.whisper, states, *labels, self.label_smoothing)
+        loss_sum = label_loss(self.whisper, states, batch.label_positions, batch.label_tokens, self.label_smoothing)
         self._losses.add(batch.keys, loss_sum.detach())
         return self._token_mean.add(loss_sum, len(batch.label_tokens))
 
@@ -217,20 +207,14 @@ class WhisperModule(LightningModule):
             times = [(self.encoder.times(given), self.encoder.times(heard)) for given, heard in pairs]
             return Decoded([self.text(row) for row in rows], loss_sum, len(batch.label_tokens), times=times)
         transcripts = self.decode(encoded, batch.decoder_input_ids[:, : len(self.encoder.prompt)])
-        asked = batch.languages is not None and self.encoder.is_multilingual
+        asked = batch.languages and self.encoder.is_multilingual
         languages = detect_languages(self.whisper, encoded) if asked else None
         return Decoded(transcripts, loss_sum, len(batch.label_tokens), languages)
 
     def decode(
         self, encoded: Encoded, prompts: torch.Tensor | None = None, *, max_new_tokens: int | None = None
     ) -> list[str]:
-        """Return a transcript for each encoded utterance.
-
-        Args:
-            encoded: B utterances.
-            prompts: `(B, P)`, what each transcript begins with; by default the same for all.
-            max_new_tokens: Longest transcript in tokens; `max_tokens` by default.
-        """
+        """Return each utterance's transcript, of at most `max_tokens`, after a prompt of its own, `(B, P)`, if given."""
         limit = self.max_tokens if max_new_tokens is None else max_new_tokens
         num_beams = self.whisper.generation_config.num_beams
         prompts = self.prompts if prompts is None else prompts
@@ -266,8 +250,7 @@ class WhisperModule(LightningModule):
         training, texts = self.training, list[str]()
         self.eval()
         try:
-            starts = range(0, len(clips), batch_size)
-            for start in tqdm(starts, desc=progress, leave=False, disable=progress is None):
+            for start in tqdm(range(0, len(clips), batch_size), progress, leave=False, disable=progress is None):
                 waveforms = [to_waveform(clip, seconds) for clip in clips[start : start + batch_size]]
                 batch = pad_sequence(waveforms, batch_first=True).to(self.device)
                 texts += self.decode(self.encode(batch), max_new_tokens=max_new_tokens)
@@ -299,12 +282,8 @@ class WhisperModule(LightningModule):
         # With float16 a fused AdamW would unscale inside, after our division and clipping.
         fused = self.trainer.precision != "16-mixed"
         optimizer = AdamW(groups, lr=self.learning_rate, fused=fused)
-        factor = partial(
-            learning_rate_factor,
-            warmup_steps=self.warmup_steps,
-            max_steps=self.trainer.max_steps,
-            schedule=self.schedule,
-        )
+        length = {"warmup_steps": self.warmup_steps, "max_steps": self.trainer.max_steps}
+        factor = partial(learning_rate_factor, **length, schedule=self.schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
 
     def save_pretrained(
@@ -320,14 +299,3 @@ class WhisperModule(LightningModule):
         state = self.state_dict() if weights is None else weights
         named = {name.removeprefix("whisper."): weight for name, weight in state.items()}
         save_whisper(self.whisper, self.processor, folder, named, dtype)
-
-    def at_the_start(self) -> dict[str, torch.Tensor]:
-        """Return the weights that the run has started from, read anew, by their names in this module."""
-        options = {name: value for name, value in self.hparams.items() if name != "_instantiator"}
-        return WhisperModule(**options).state_dict()
-
-    def reload(self, folder: Path) -> WhisperModule:
-        """Return a module with the same options and the weights of a folder that `save_pretrained` wrote."""
-        options = {name: value for name, value in self.hparams.items() if name != "_instantiator"}  # LightningCLI's
-        options |= {"checkpoint": str(folder), "random_weights": False, "initial_weights": None}
-        return WhisperModule(**options)

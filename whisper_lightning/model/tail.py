@@ -26,6 +26,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from whisper_lightning.errors import UserError
+
 MARGIN = 3
 """Positions behind the speech that are computed exactly; the windows of its last frames reach into two."""
 LOUD = 3.0
@@ -68,9 +70,14 @@ class Tail:
     Args:
         encoder: Its encoder.
         num_cells: Cells of the tail; None computes every position.
+
+    Raises:
+        UserError: There are none.
     """
 
     def __init__(self, encoder: WhisperEncoder, num_cells: int | None) -> None:
+        if num_cells is not None and num_cells < 1:
+            raise UserError(f"model.tail: {num_cells}; give a number of cells, such as 40, or exact")
         self.num_cells = num_cells
         self._end: int = encoder.config.max_source_positions - 1
         self._lengths: NDArray[np.float32] = np.empty(0, np.float32)
