@@ -207,14 +207,13 @@ class WhisperModule(LightningModule):
             times = [(self.encoder.times(given), self.encoder.times(heard)) for given, heard in pairs]
             return Decoded([self.text(row) for row in rows], loss_sum, len(batch.label_tokens), times=times)
         transcripts = self.decode(encoded, batch.decoder_input_ids[:, : len(self.encoder.prompt)])
-        asked = batch.languages and self.encoder.is_multilingual
-        languages = detect_languages(self.whisper, encoded) if asked else None
-        return Decoded(transcripts, loss_sum, len(batch.label_tokens), languages)
+        told = batch.languages and self.encoder.is_multilingual and detect_languages(self.whisper, encoded)
+        return Decoded(transcripts, loss_sum, len(batch.label_tokens), told or None)
 
     def decode(
         self, encoded: Encoded, prompts: torch.Tensor | None = None, *, max_new_tokens: int | None = None
     ) -> list[str]:
-        """Return each utterance's transcript, of at most `max_tokens`, after a prompt of its own, `(B, P)`, if given."""
+        """Return each utterance's transcript, of at most `max_tokens`, after a prompt of its own, `(B, P)`, if any."""
         limit = self.max_tokens if max_new_tokens is None else max_new_tokens
         num_beams = self.whisper.generation_config.num_beams
         prompts = self.prompts if prompts is None else prompts
@@ -296,6 +295,6 @@ class WhisperModule(LightningModule):
             weights: State of this module to write; its own by default.
             dtype: Of the weights in the file; float16 by default, as OpenAI published Whisper.
         """
-        state = self.state_dict() if weights is None else weights
+        state = weights or self.state_dict()
         named = {name.removeprefix("whisper."): weight for name, weight in state.items()}
         save_whisper(self.whisper, self.processor, folder, named, dtype)
