@@ -124,10 +124,15 @@ def differences(straight: Path, broken: Path, rank: int = 0) -> list[str]:
     one, two = (pd.read_csv(f / "metrics.csv").filter(regex="step|train|val|test") for f in (straight, broken))
     if not one.equals(two[one.columns]):
         found.append(f"metrics.csv:\n{two}\ninstead of\n{one}")
-    names = {path.name for path in (straight / "transcripts").iterdir()}
-    for name in sorted(names | {path.name for path in (broken / "transcripts").iterdir()}):
-        texts = [(folder / "transcripts" / name).read_text(encoding="utf-8") for folder in (straight, broken)]
-        if texts[0] != texts[1]:
+    tables = [
+        {
+            str(path.relative_to(folder)): path.read_text(encoding="utf-8")
+            for path in (folder / "transcripts").rglob("*.csv")
+        }
+        for folder in (straight, broken)
+    ]
+    for name in sorted(tables[0].keys() | tables[1].keys()):
+        if tables[0].get(name) != tables[1].get(name):
             found.append(f"{name}: other transcripts")
     leftovers = [path.name for path in broken.rglob("*") if path.suffix in (".new", ".old")]
     return found + [f"{name} is left over" for name in leftovers]
