@@ -202,10 +202,30 @@ def test_the_mean_of_the_best_steps_takes_part(
     mean = measure(table, "wer").value
     best = load_file(run / "best" / "model.safetensors")
     for name, weight in best.items():
-        expected = (parts[0][name].float() + parts[1][name].float()) / 2
+        expected = (parts[0][f"whisper.{name}"].float() + parts[1][f"whisper.{name}"].float()) / 2
         assert torch.allclose(weight.float(), expected, atol=1e-3, rtol=2e-3) == (mean < ranked[0][0]), name
         break
     assert f"WER {mean:.2f} %" in caplog.text
+    assert (run / "tuned").is_dir() == (mean < ranked[0][0])
+
+
+def test_a_validation_by_itself_leaves_what_the_run_has_heard(material: Path, run: Path) -> None:
+    """Guards are compared with the tables of the start, which no other model may take the place of."""
+    names = ["step-000000.csv", "guard/both/step-000000.csv"]
+    before = [(run / "transcripts" / name).read_bytes() for name in names]
+    assert main(["validate", f"--config={run / 'config.yaml'}", f"--model.checkpoint={run / 'best'}"]) == 0
+    assert [(run / "transcripts" / name).read_bytes() for name in names] == before
+    assert (run / "transcripts" / "guard" / "both" / "validate.csv").is_file()
+
+
+def test_a_run_that_is_continued_without_a_choice_ends_with_its_best_step(material: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert main(arguments(material, run, "--best.guard_margin=-1000", "--best.alphas=[0.5]")) == 0
+    tuned = load_file(run / "tuned" / "model.safetensors")
+    assert main(arguments(material, run, "--best.alphas=[]", "--ckpt_path=last")) == 0
+    best = load_file(run / "best" / "model.safetensors")
+    assert not (run / "tuned").exists()
+    assert all(torch.equal(weight, tuned[name]) for name, weight in best.items())
 
 
 @pytest.fixture(scope="module")

@@ -109,5 +109,6 @@ class Trainer(pl.Trainer):
         with hold_folder(folder) if is_first_process() else nullcontext():
             super().fit(model, train_dataloaders, val_dataloaders, datamodule, path, weights_only)
             data = self.datamodule  # type: ignore[attr-defined]
-            if isinstance(model, WhisperModule) and data is not None and (folder / "best").is_dir():
+            begun = (folder / "best").is_dir() and not self.fast_dev_run  # type: ignore[attr-defined]
+            if isinstance(model, WhisperModule) and data is not None and begun:
                 settle(self, model, data)

@@ -28,7 +28,7 @@ class KeepBest(Callback):
 
     At the end the mean of the best steps' weights takes part as well, if that is wished. Where there are guards, the
     run then ends with the best of the weights between the start and that model, of those with which no guard has become
-    worse; `tuned/` keeps the model itself.
+    worse; `tuned/` keeps the best step.
 
     Args:
         average: How many of the best steps' weights are averaged at the end (Izmailov et al. 2018, arXiv:1803.05407);
@@ -41,7 +41,7 @@ class KeepBest(Callback):
         wer: Lowest `val/wer` so far, in percent.
         step: The step that reached it, -1 before the first validation.
         steps: WER and step of those that are averaged.
-        is_average: Whether the tuned model is their mean.
+        is_average: Whether the model that the training gave is their mean, which is better than the best step.
     """
 
     def __init__(self, average: int = 0, alphas: list[float] | None = None, guard_margin: float = 0.3) -> None:
@@ -71,9 +71,8 @@ class KeepBest(Callback):
         """Clear up what a kill left: an unfinished folder, or an old one that was just making way."""
         if trainer.is_global_zero:
             folder = Path(trainer.default_root_dir) / "best"
-            old, tuned = folder.with_name("best.old"), self.tuned(folder.parent)
-            if tuned != folder and not folder.is_dir():
-                tuned.rename(folder)
+            restore(folder.parent)
+            old = folder.with_name("best.old")
             if old.is_dir() and not folder.is_dir():
                 old.rename(folder)
             for leftover in (old, folder.with_name("best.new")):
@@ -101,7 +100,6 @@ class KeepBest(Callback):
                 pl_module.save_pretrained(fresh, weights)  # type: ignore[operator]
                 for path in fresh.iterdir():
                     sync(path)
-            remove(folder.with_name("tuned"))  # of the run as it ended before it was continued
             sync(folder.parent)
 
     def _keep_for_average(self, trainer: Trainer, wer: float) -> None:
@@ -114,10 +112,8 @@ class KeepBest(Callback):
             return
         folder = Path(trainer.default_root_dir)
         if [wer, step] in self.steps:
-            halved = {
-                name.removeprefix("whisper."): weight.to("cpu", torch.float16) for name, weight in weights.items()
-            }
-            del halved["proj_out.weight"]  # the token embedding once more
+            del weights["whisper.proj_out.weight"]  # the token embedding once more
+            halved = {name: weight.to("cpu", torch.float16) for name, weight in weights.items()}
             path = weights_of_step(folder, step)
             path.parent.mkdir(exist_ok=True)
             with replacing(path) as fresh:
@@ -131,33 +127,19 @@ class KeepBest(Callback):
         paths = [weights_of_step(folder, int(step)) for _, step in self.steps]
         return paths if len(paths) > 1 and all(path.is_file() for path in paths) else []
 
-    def tuned(self, folder: Path) -> Path:
-        """Return the best model of the training in a run's folder, which another one may have replaced in `best/`."""
-        return folder / "tuned" if (folder / "tuned").is_dir() else folder / "best"
-
-    def replace(self, folder: Path, model: Path) -> None:
-        """Let another model, a folder, be the tuned one of a run."""
-        old = folder / "best.old"
-        remove(old)
-        (folder / "best").rename(old)
-        model.rename(folder / "best")
-        remove(old)
-        remove(folder / "tuned")
-
-    def take(self, folder: Path, model: Path | None) -> None:
-        """Let a run end with another model than its tuned one, or with that one.
-
-        Args:
-            folder: The run's.
-            model: Folder to take into `best/`; None is the tuned model.
-        """
+    def take(self, folder: Path, model: Path) -> None:
+        """Let a run end with another model than its best step, which moves to `tuned/`."""
         best, tuned = folder / "best", folder / "tuned"
-        if model is None:
-            if tuned.is_dir():
-                remove(best)
-                tuned.rename(best)
-            return
-        if not tuned.is_dir():
+        if tuned.is_dir():
+            remove(best)
+        else:
             best.rename(tuned)
-        remove(best)
         model.rename(best)
+
+
+def restore(folder: Path) -> None:
+    """Put the best step back into `best/` of a run's folder, whatever the run had ended with."""
+    best, tuned = folder / "best", folder / "tuned"
+    if tuned.is_dir():
+        remove(best)
+        tuned.rename(best)

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+import torch
 from lightning.pytorch import LightningDataModule, Trainer
 
-from whisper_lightning.callbacks.best import KeepBest
+from whisper_lightning.callbacks.best import KeepBest, restore
 from whisper_lightning.callbacks.wer import EvaluateWER
 from whisper_lightning.files import remove
 from whisper_lightning.model.load import reload, starting_weights
@@ -51,7 +52,7 @@ def choose(candidates: list[Candidate]) -> Candidate:
 def settle(trainer: Trainer, module: WhisperModule, data: LightningDataModule) -> Candidate | None:
     """Put the model into `best/` that the run ends with, and what was tried into `alphas.csv`.
 
-    Where that is not the best one of the training, this one is kept in `tuned/`. It may be the mean of several steps.
+    Where that is not the best step, this one is kept in `tuned/`.
 
     Args:
         trainer: After its fit.
@@ -65,25 +66,30 @@ def settle(trainer: Trainer, module: WhisperModule, data: LightningDataModule) -
     best = next(c for c in trainer.callbacks if isinstance(c, KeepBest))  # type: ignore[attr-defined]
     start = transcripts_path(folder, "", "step-000000")
     guards = [guard for guard in getattr(data, "guards", []) if guard in getattr(data, "sources", {})]
+    if trainer.is_global_zero:
+        restore(folder)
+    trainer.strategy.barrier("restore")
     _average(trainer, module, data, best)
     from_nothing = module.hparams["random_weights"] and module.hparams["initial_weights"] is None
     if not guards or not best.alphas or best.step < 1 or from_nothing or not start.is_file():
         return None
     names = {0.0: "step-000000", 1.0: "average" if best.is_average else f"step-{best.step:06d}"}
     places = {alpha: folder / "checkpoints" / f"alpha-{alpha:g}" for alpha in best.alphas}
+    weights = starting_weights(module) if trainer.is_global_zero else {}
     try:
         for alpha, place in places.items():
             names[alpha] = f"alpha-{alpha:g}"
-            _write(trainer, module, best.tuned(folder), place, alpha)
+            _write(trainer, module, interpolate(weights, folder / "best", alpha), place)
             _validate(trainer, reload(module, place), data, names[alpha])
         tried = [_read(folder, guards, alpha, names[alpha], best.guard_margin) for alpha in sorted(names)]
         chosen = choose(tried)
         if chosen.alpha == 0.0:
             places[0.0] = folder / "checkpoints" / "alpha-0"
-            _write(trainer, module, best.tuned(folder), places[0.0], 0.0)
+            _write(trainer, module, weights, places[0.0])
         if trainer.is_global_zero:
             _write_table(tried, chosen, folder / "alphas.csv")
-            best.take(folder, places.get(chosen.alpha))
+            if chosen.alpha < 1.0:
+                best.take(folder, places[chosen.alpha])
     finally:
         for place in places.values() if trainer.is_global_zero else ():
             remove(place)
@@ -92,34 +98,29 @@ def settle(trainer: Trainer, module: WhisperModule, data: LightningDataModule) -
 
 
 def _average(trainer: Trainer, module: WhisperModule, data: LightningDataModule, best: KeepBest) -> None:
-    """Take the mean of the best steps for the tuned model, if its WER is lower than that of the best step."""
+    """Take the mean of the best steps, if its WER is lower than that of the best step."""
     folder = Path(trainer.default_root_dir)
     paths, place = best.averaged(folder), folder / "checkpoints" / "average"
     if not paths:
         return
-    if trainer.is_global_zero:
-        remove(place)
-        weights = {f"whisper.{name}": weight for name, weight in average(paths).items()}
-        weights["whisper.proj_out.weight"] = weights["whisper.model.decoder.embed_tokens.weight"]
-        module.save_pretrained(place, weights)
-    trainer.strategy.barrier("average")
+    _write(trainer, module, average(paths) if trainer.is_global_zero else {}, place)
     _validate(trainer, reload(module, place), data, "average")
     wer = measure(read_transcripts(transcripts_path(folder, "", "average")), "wer").value
     best.is_average = wer < best.wer
     logger.info("The mean of steps %s: WER %.2f %%", ", ".join(str(int(step)) for _, step in best.steps), wer)
     if trainer.is_global_zero:
         if best.is_average:
-            best.replace(folder, place)
+            best.take(folder, place)
         remove(place)
     trainer.strategy.barrier("average taken")
 
 
-def _write(trainer: Trainer, module: WhisperModule, tuned: Path, place: Path, alpha: float) -> None:
-    """Write the weights between the run's start and its tuned model as a folder."""
+def _write(trainer: Trainer, module: WhisperModule, weights: dict[str, torch.Tensor], place: Path) -> None:
+    """Write weights as a folder, on the first rank, for all to read."""
     if trainer.is_global_zero:
         remove(place)
-        module.save_pretrained(place, interpolate(starting_weights(module), tuned, alpha))
-    trainer.strategy.barrier("interpolate")
+        module.save_pretrained(place, dict(weights))
+    trainer.strategy.barrier("write")
 
 
 def _validate(trainer: Trainer, candidate: WhisperModule, data: LightningDataModule, name: str) -> None:

@@ -69,7 +69,9 @@ class EvaluateWER(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score, log, show, write."""
-        name = self.candidate or f"step-{trainer.global_step:06d}"
+        # The command `validate` knows no step: it must not take the place of what the run's start was heard to be.
+        step = f"step-{trainer.global_step:06d}" if trainer.state.fn == "fit" else "validate"
+        name = self.candidate or step
         heard = [each.gather(trainer) for each in self._heard]
         metrics: dict[str, float] = {}
         for which, each in zip(_sets(trainer), heard, strict=True):

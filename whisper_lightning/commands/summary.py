@@ -50,8 +50,8 @@ def describe(best: KeepBest, chosen: Candidate | None) -> str:
     if best.is_average:
         step = f"mean of steps {', '.join(str(int(each)) for _, each in best.steps)}"
     if chosen is not None and chosen.alpha < 1.0:
-        return f"{chosen.alpha:g} of the way from the start to {step}, which is in tuned/"
-    return step
+        step = f"{chosen.alpha:g} of the way from the start to {step}"
+    return step if step == f"step {best.step}" else f"{step}; step {best.step} is in tuned/"
 
 
 def sum_up(

@@ -68,7 +68,7 @@ def load_weights(checkpoint: str, config: WhisperConfig) -> WhisperForConditiona
 
 
 def average(paths: Sequence[Path]) -> dict[str, torch.Tensor]:
-    """Return the mean of the weights in safetensors files, by name in float32; one weight is open at a time."""
+    """Return the mean of the weights in files of `save_file`, by their names in a module; one is open at a time."""
     with ExitStack() as stack:
         files = [stack.enter_context(safe_open(path, "pt")) for path in paths]
         names = files[0].keys()
@@ -76,19 +76,19 @@ def average(paths: Sequence[Path]) -> dict[str, torch.Tensor]:
 
 
 def interpolate(start: dict[str, torch.Tensor], tuned: Path, alpha: float) -> dict[str, torch.Tensor]:
-    """Return `start + alpha (tuned - start)`, weight by weight, so that of two models one is in memory.
+    """Return `start + alpha (tuned - start)` for each weight of `start`; of the tuned model one is open at a time.
 
     Args:
-        start: Weights of a module by name, on the CPU; they are replaced.
+        start: Weights of a module by name, on the CPU.
         tuned: Folder that `save_pretrained` wrote.
         alpha: 0 is the start, 1 the tuned model.
     """
+    mixed = dict(start)
     with safe_open(tuned / "model.safetensors", "pt") as file:
-        names = file.keys()
-        for name in names:
-            weight = start[f"whisper.{name}"]
-            start[f"whisper.{name}"] = torch.lerp(weight, file.get_tensor(name).to(weight.dtype), alpha)
-    return start
+        names = {f"whisper.{name}": name for name in list(file.keys())}
+        for name in names.keys() & start.keys():
+            mixed[name] = torch.lerp(start[name], file.get_tensor(names[name]).to(start[name].dtype), alpha)
+    return mixed
 
 
 def identify(whisper: WhisperForConditionalGeneration, tokenizer: Any, *, with_weights: bool) -> str:

@@ -189,7 +189,7 @@ def save_whisper(
         weights: By name; they are emptied.
         dtype: Of the weights in the file. `config.json` says float32 all the same, and so they are loaded.
     """
-    del weights["proj_out.weight"]  # the token embedding once more
+    weights.pop("proj_out.weight", None)  # the token embedding once more
     whisper.save_pretrained(folder, state_dict={name: tensor.to(dtype) for name, tensor in weights.items()})
     processor.save_pretrained(folder)
     # transformers 5 leaves this file out, and other clients look for it.
