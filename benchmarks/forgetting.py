@@ -96,7 +96,9 @@ def row(name: str, folders: list[Path], guards: list[str]) -> str:
 
 
 def chosen(folder: Path) -> str:
-    """Return the alpha that a run has ended with."""
+    """Return the alpha that a run has ended with; where no step was better than the start, there was no choice."""
+    if not (folder / "alphas.csv").is_file():
+        return "the start"
     table = pd.read_csv(folder / "alphas.csv")
     return f"{table.loc[table['chosen'] == 1, 'alpha'].iloc[0]:g}"
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pandas as pd
 import pytest
 
 ROUNDS = 3
@@ -115,3 +116,23 @@ def test_the_comparison_of_quality(
     assert (exact[1].strip(), ten[1].strip()) == ("exact", "10")
     assert exact[3].strip() == "0.00 [0.00, 0.00]"
     assert len(ten[2].split(";")) == 2
+
+
+@pytest.mark.slow
+def test_what_is_forgotten_and_what_guards_save(
+    published: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A guard that is the validation itself gets better, so the best step is kept, and both rows are of one model."""
+    csvs = [str(corpus / name) for name in ("train.csv", "test.csv", "test.csv")]
+    arguments = [str(published), *csvs, "--guard", f"same={corpus / 'test.csv'}", f"--out={tmp_path / 'out'}"]
+    arguments += ["--seeds", "1", "--max_steps=24", "--learning_rate=0.003", "--batch_size=8", "--alphas=[0.5]"]
+    assert importlib.import_module("benchmarks.forgetting").main(arguments) == 0
+    out = capsys.readouterr().out
+    lines = [line for line in out.splitlines() if line.startswith(("| best step", "| guarded"))]
+    naive, guarded = ([cell.strip() for cell in line.split("|")[2:-1]] for line in lines)
+    alphas = pd.read_csv(tmp_path / "out" / "guarded-1" / "alphas.csv")
+    assert list(alphas["alpha"]) == [0, 0.5, 1]
+    assert not (tmp_path / "out" / "naive-1" / "alphas.csv").exists()
+    better = alphas["wer"].iloc[1] <= alphas["wer"].iloc[2]
+    assert (float(guarded[0]) <= float(naive[0])) if better else guarded == naive
+    assert float(naive[0]) < 100
