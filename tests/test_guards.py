@@ -20,6 +20,7 @@ from whisper_lightning.data.loader import BatchDataset
 from whisper_lightning.data.long import long_windows
 from whisper_lightning.data.plan import PlannedBatch, PlanOptions
 from whisper_lightning.data.splits import Split
+from whisper_lightning.export.card import model_card, read_run
 from whisper_lightning.model.load import load
 from whisper_lightning.model.module import WhisperModule
 from whisper_lightning.scoring.intervals import Difference, Estimate
@@ -87,6 +88,21 @@ def test_guards_are_measured_before_while_and_after_training(run: Path) -> None:
         )
     rejected = read_rows(run / "rejected.csv")
     assert [(row["split"], row["reason"]) for row in rejected] == [("guard/both", "unknown language")]
+
+
+def test_the_card_says_what_became_of_other_speech(run: Path) -> None:
+    told = read_run(str(run))
+    assert told is not None
+    assert [(guard.name, guard.num_utterances) for guard in told.guards] == [("both", 6), ("some", 8)]
+    metrics = pd.read_csv(run / "metrics.csv")
+    card = model_card("mío", load(str(run)), None, told, None, None, None)
+    for guard in told.guards:
+        for rate, stage in ((guard.before, "before"), (guard.after, "test")):
+            (measured,) = metrics[f"{stage}/guard/{guard.name}/wer_normalized"].dropna()
+            assert rate.value == pytest.approx(measured)
+        cells = f"| {guard.name} ({guard.num_utterances}) | {guard.before.write(' %')} | {guard.after.write(' %')} | "
+        for unit in (" points", " puntos"):
+            assert cells + guard.difference.write(unit) in card
 
 
 def test_a_guard_is_decoded_in_its_rows_languages(material: Path, run: Path) -> None:

@@ -68,7 +68,7 @@ def test_whoever_is_logged_in_to_wandb_is_known(name: str, tmp_path: Path) -> No
     file, variables = LOGINS[name]
     ours = {key: value for key, value in os.environ.items() if not key.startswith("WANDB") and key != "NETRC"}
     ours |= {"HOME": str(tmp_path)} | {key: value.format(home=tmp_path) for key, value in variables.items()}
-    code = "from whisper_lightning.loggers import _logged_in; print('logged in:', _logged_in())"
+    code = "from whisper_lightning.weights_and_biases import _logged_in; print('logged in:', _logged_in())"
     with socket.create_server(("127.0.0.1", 0)) as silent:
         host = f"127.0.0.1:{silent.getsockname()[1]}"
         ours["WANDB_BASE_URL"] = f"http://{host}"
@@ -89,7 +89,8 @@ def test_a_run_that_does_not_reach_wandb_is_logged_offline(agent: bool, corpus: 
         wandb.teardown()
         wandb.setup()
         assert "WANDB_SERVICE" in os.environ
-    code = "import sys; from whisper_lightning import cli, loggers; loggers.CONNECT_SECONDS = 1; sys.exit(cli.main())"
+    code = "import sys, whisper_lightning.weights_and_biases as w; from whisper_lightning import cli; "
+    code += "w.CONNECT_SECONDS = 1; sys.exit(cli.main())"
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         ours = os.environ | {

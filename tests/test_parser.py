@@ -8,6 +8,12 @@ from tests.conftest import one_error
 from whisper_lightning.cli import main
 
 
+@pytest.fixture(autouse=True)
+def nothing_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run in an empty folder: who has just run the quickstart has runs/quickstart in theirs."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -6,7 +6,6 @@ import io
 import random
 import sys
 
-import wandb
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
@@ -34,6 +33,8 @@ def log_transcripts(trainer: Trainer, stage: str, rows: list[ScoredUtterance], n
 
 def _log_audio(trainer: Trainer, logger: WandbLogger, stage: str, rows: list[ScoredUtterance]) -> None:
     """Add what is shown on the terminal to W&B, to be listened to; read from the shards once more, a few clips."""
+    import wandb
+
     data = trainer.datamodule  # type: ignore[attr-defined]
     split = data.splits["val" if stage == "val" or "test" not in data.splits else "test"]
     table = []

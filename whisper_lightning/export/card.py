@@ -33,6 +33,25 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Guard:
+    """How the model hears speech that it was not trained on: word error rate without case and punctuation.
+
+    Attributes:
+        name: Of the guard.
+        num_utterances: Its utterances.
+        before: Before training.
+        after: Of the model.
+        difference: After minus before.
+    """
+
+    name: str
+    num_utterances: int
+    before: Estimate
+    after: Estimate
+    difference: Difference
+
+
+@dataclass(frozen=True)
 class Run:
     """What a run's folder tells about its model.
 
@@ -41,12 +60,14 @@ class Run:
         before: The score before training; None where there is none.
         after: The score of the best model; None where there is none, or the model is another one.
         differences: After minus before, by the names in `RATES`; None where these are not of the same utterances.
+        guards: What became of other speech; none where the model is another one than that of the tests.
     """
 
     config: dict[str, Any]
     before: Score | None
     after: Score | None
     differences: dict[str, Difference] | None
+    guards: list[Guard]
 
 
 def read_run(source: str) -> Run | None:
@@ -61,7 +82,8 @@ def read_run(source: str) -> Run | None:
     if Path(source).is_file():  # a checkpoint file holds the last weights, and it is the best ones that were tested
         after = None
     differences = None if before is None or after is None else _differences(before, after)
-    return Run(config, _score(before, data), _score(after, data), differences)
+    guards = [] if after is None else _guards(folder)
+    return Run(config, _score(before, data), _score(after, data), differences, guards)
 
 
 def _score(table: pd.DataFrame | None, data: str) -> Score | None:
@@ -71,6 +93,21 @@ def _score(table: pd.DataFrame | None, data: str) -> Score | None:
 def _differences(before: pd.DataFrame, after: pd.DataFrame) -> dict[str, Difference] | None:
     found = {rate: measure_difference(after, before, rate) for rate in RATES}
     return {rate: each for rate, each in found.items() if each is not None} or None
+
+
+def _guards(folder: Path) -> list[Guard]:
+    """Read what a run measured of its guards before training and at its end."""
+    found = []
+    for place in sorted((folder / "transcripts" / "guard").glob("*/")):
+        paths = [place / f"{name}.csv" for name in ("before", "test")]
+        if not all(path.is_file() for path in paths):
+            continue
+        before, after = map(read_transcripts, paths)
+        difference = measure_difference(after, before, "wer_normalized")
+        if difference is not None:
+            first, last = (measure(table, "wer_normalized") for table in (before, after))
+            found.append(Guard(place.name, len(after), first, last, difference))
+    return found
 
 
 def find_base(source: str, run: Run | None) -> str | None:
@@ -176,7 +213,15 @@ def _results(words: dict[str, str], run: Run | None) -> list[str]:
     if run is not None and run.differences is not None:
         differences = " | ".join(each.write(f" {words['points']}") for each in run.differences.values())
         lines.append(f"| {words['difference']} | | {differences} |")
-    return [*lines, "", words["intervals"], ""]
+    lines.append("")
+    if run is not None and run.guards:
+        lines += [words["guards"], "", words["guard_columns"], "|---|---|---|---|"]
+        for guard in run.guards:
+            rates = f"{guard.before.write(' %')} | {guard.after.write(' %')}"
+            difference = guard.difference.write(f" {words['points']}")
+            lines.append(f"| {guard.name} ({guard.num_utterances}) | {rates} | {difference} |")
+        lines.append("")
+    return [*lines, words["intervals"], ""]
 
 
 def _training(words: dict[str, str], run: Run, hours: float | None, num_utterances: int | None) -> list[str]:

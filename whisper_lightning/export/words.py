@@ -13,6 +13,8 @@ ENGLISH = {
     "after": "this model",
     "difference": "difference",
     "points": "points",
+    "guards": "Other speech, which had no part in the training (WER, normalized):",
+    "guard_columns": "| speech (utterances) | before training | this model | difference |",
     "intervals": (
         "Greedy decoding at full context, the same utterances each time. Normalized: lower case, no "
         "punctuation, ñ and accents kept. In brackets, 95 % intervals of a bootstrap over utterances, paired for the "
@@ -57,6 +59,8 @@ SPANISH = {
     "after": "este modelo",
     "difference": "diferencia",
     "points": "puntos",
+    "guards": "Otra habla, que no intervino en el entrenamiento (WER normalizado):",
+    "guard_columns": "| habla (frases) | antes de entrenar | este modelo | diferencia |",
     "intervals": (
         "Decodificación voraz con el contexto completo, las mismas frases cada vez. Normalizado: minúsculas, sin "
         "puntuación, con ñ y tildes. Entre corchetes, intervalos del 95 % por bootstrap sobre las frases, pareado para "
