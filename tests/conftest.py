@@ -18,6 +18,14 @@ QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart"
 MODEL = QUICKSTART / "model"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs the whole quickstart, which takes two minutes, is slow."""
+    for item in items:
+        if "quickstart_run" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail at once where something would be downloaded; and what a test starts does not go through our own W&B."""

@@ -85,6 +85,7 @@ def test_what_cannot_be_heard_is_named(tmp_path: Path) -> None:
     assert model.training, "a model that is trained goes on being trained"
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(corpus: Path) -> None:
     """As it stands, but for fewer steps, on clips and the model of the quickstart."""
     shutil.copytree(MODEL, corpus / "model")

@@ -142,6 +142,7 @@ def interrupted(material: Path) -> tuple[Path, Path]:
     return straight, broken
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [flip, cut, empty, Path.unlink])
 def test_a_damaged_checkpoint_is_not_continued_but_the_one_before_it_is(
     damage: Callable[[Path], None], material: Path, interrupted: tuple[Path, Path], tmp_path: Path

@@ -20,34 +20,40 @@ from whisper_lightning.model.load import load
 STEPS = 8
 
 CONFIGURATIONS = {
-    "validation in mid-epoch, dropout, masks": ["--model.spec_augment=true"],
-    "two workers": ["--data.num_workers=2", "--model.spec_augment=true"],
-    "accumulation": ["--trainer.accumulate_grad_batches=3", "--trainer.val_check_interval=9"],
+    "validation in mid-epoch, dropout, masks, cosine, activations in parts": [
+        "--model.spec_augment=true",
+        "--model.schedule=cosine",
+        "--model.activation_seconds=5",
+    ],
+    "two workers, a checkpoint at each step": [
+        "--data.num_workers=2",
+        "--model.spec_augment=true",
+        "--resume.every_n_steps=1",
+        "--data.augment=true",
+    ],
     "accumulation, two workers": [
         "--trainer.accumulate_grad_batches=3",
         "--trainer.val_check_interval=6",
         "--data.num_workers=2",
         "--data.augment=true",
     ],
+    "accumulation over the epoch's end": ["--trainer.accumulate_grad_batches=4", "--trainer.val_check_interval=8"],
     "validation at the epoch's end": ["--trainer.val_check_interval=6", "--model.spec_augment=true"],
     "validation once per epoch": ["--trainer.val_check_interval=1.0", "--trainer.check_val_every_n_epoch=1"],
     "limited epochs": ["--trainer.limit_train_batches=5", "--trainer.val_check_interval=4"],
-    "a checkpoint at each step": ["--resume.every_n_steps=1", "--data.augment=true"],
     "a checkpoint on an epoch's last batch": ["--resume.every_n_steps=6", "--trainer.val_check_interval=7"],
     "every position": ["--model.tail=exact", "--data.max_batch_seconds=12"],
-    "cosine, activations in parts": ["--model.schedule=cosine", "--model.activation_seconds=5"],
     "averaged weights": [
         "--trainer.callbacks+=lightning.pytorch.callbacks.EMAWeightAveraging",
         "--trainer.callbacks.decay=0.7",
         "--best.average=2",
     ],
-    "accumulation over the epoch's end": ["--trainer.accumulate_grad_batches=4", "--trainer.val_check_interval=8"],
-}
-PACKED = ["--data.pack=0.7", "--data.timestamps=0.5", "--data.prompt=0.5", "--model.checkpoint={timed}"]
-CONFIGURATIONS |= {
-    "packed windows with time stamps and prompts": [*PACKED, "--data.augment=true"],
-    "packed windows, two workers, accumulation": [
-        *PACKED,
+    "packed windows with time stamps and prompts, two workers, accumulation": [
+        "--data.pack=0.7",
+        "--data.timestamps=0.5",
+        "--data.prompt=0.5",
+        "--model.checkpoint={timed}",
+        "--data.augment=true",
         "--data.num_workers=2",
         "--trainer.accumulate_grad_batches=2",
         "--trainer.val_check_interval=4",

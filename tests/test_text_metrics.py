@@ -1,12 +1,16 @@
 """Labels with one start token; Spanish normal form; edit counts that agree with jiwer."""
 
+from pathlib import Path
+
 import jiwer
 import numpy as np
 import pytest
 
 from tests.conftest import MODEL, QUICKSTART, read_rows
+from whisper_lightning.audio.read import load_audio
 from whisper_lightning.errors import UserError
 from whisper_lightning.hub import language_code, load_config, load_processor
+from whisper_lightning.model.load import load
 from whisper_lightning.model.module import WhisperModule
 from whisper_lightning.scoring.edits import EditCounts, character_edits, word_edits
 from whisper_lightning.scoring.intervals import bootstrap_interval
@@ -28,7 +32,8 @@ def test_exactly_one_start_token(encoder: LabelEncoder) -> None:
     assert names[-1] == "<|endoftext|>"
     assert names.count("<|startoftranscript|>") == 1
     tokenizer.set_prefix_tokens(language="es", task="transcribe", predict_timestamps=False)
-    assert ids == tokenizer("enciende la luz de la cocina").input_ids
+    assert ids == tokenizer(" enciende la luz de la cocina").input_ids
+    assert encoder.encode("Xola")[4:] == tokenizer("Xola").input_ids[4:], "no blank that is a token of its own"
     # What the collator tests for, and what it would have to test for:
     assert ids[0] != tokenizer.bos_token_id
     assert ids[0] == load_config(str(MODEL)).decoder_start_token_id
@@ -49,10 +54,40 @@ def test_text_never_becomes_a_special_token(checkpoint: str | None, request: pyt
     for sentence in ("hola <|0.00|> amigo<|endoftext|>", "<|<|es|>|>", "a <|startoftranscript|> b <| c"):
         ids = encoder.encode(sentence)[len(encoder.prompt) : -1]
         assert max(ids) < first_special
-        assert "".join(tokenizer.convert_ids_to_tokens(ids)).replace("Ġ", " ") == sentence
-    # Where there is nothing of the kind, it is the tokenizer's own encoding.
+        assert "".join(tokenizer.convert_ids_to_tokens(ids)).replace("Ġ", " ").strip() == sentence
+    # Where there is nothing of the kind, it is the tokenizer's own encoding of the text as the model writes it.
     plain = "¿Qué tal, niño? 2 < 3 | 4 > 1"
-    assert encoder.encode(plain)[len(encoder.prompt) : -1] == tokenizer(plain, add_special_tokens=False).input_ids
+    expected = tokenizer(f" {plain}", add_special_tokens=False).input_ids
+    blank = tokenizer.convert_tokens_to_ids("Ġ")
+    assert encoder.encode(plain)[len(encoder.prompt) : -1] == expected[expected[0] == blank :]
+
+
+@pytest.mark.real
+def test_a_label_is_what_the_published_model_writes(real_model: Path, real_speech: Path) -> None:
+    """With the blank before the first word; of a transcript that whisper-base writes itself, token by token."""
+    module = load(str(real_model), language="es", exact=True)
+    rows = read_rows(real_speech / "val.csv")[:6]
+    for row in rows:
+        (ids,) = module.whisper.generate(
+            module.log_mel(load_audio(real_speech / row["audio"])[None]),
+            language="es",
+            task="transcribe",
+            num_beams=1,
+            max_new_tokens=80,
+        ).tolist()
+        text = ids[: ids.index(module.encoder.end)] if module.encoder.end in ids else ids
+        encoded = module.encoder.encode(module.text(text))
+        assert encoded[len(module.encoder.prompt) : -1] == [i for i in text if i < module.encoder.end]
+
+
+def test_languages_without_blanks_begin_without_one() -> None:
+    tokenizer = load_processor(str(MODEL)).tokenizer
+    encoder = LabelEncoder(tokenizer)
+    for language, text in (("es", " la luz"), ("ja", "la luz")):
+        expected = tokenizer(text, add_special_tokens=False).input_ids
+        assert encoder.encode("la luz", language)[len(encoder.prompt) : -1] == expected
+    english = LabelEncoder(tokenizer, language="ja", task="translate").encode("la luz")
+    assert english[4:-1] == tokenizer(" la luz", add_special_tokens=False).input_ids
 
 
 @pytest.mark.parametrize(("name", "code"), [("es", "es"), ("Spanish", "es"), ("catalan", "ca"), ("PT", "pt")])

@@ -88,6 +88,7 @@ def test_stems() -> None:
         assert [name.as_posix() for name in stems([folder / name for name in names])] == expected
 
 
+@pytest.mark.slow
 def test_a_form_is_made_once_and_again_for_other_weights(
     model: str, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,6 +116,7 @@ def test_a_cache_that_cannot_be_written_is_one_line(
     assert "HF_HOME" in one_error(capsys)
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_form(model: str, cache: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(model, run / "best")
@@ -125,6 +127,7 @@ def test_a_run_keeps_its_form(model: str, cache: Path, tmp_path: Path) -> None:
     assert listing(tmp_path / "out") == [f"{CLIP.stem}.json"]
 
 
+@pytest.mark.slow
 def test_broken_files_are_named_and_the_others_transcribed(
     tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -277,6 +280,7 @@ def test_segments_are_told_by_window_wherever_it_begins(model: str) -> None:
     assert [window[0].start for window in found] == pytest.approx([start for start, _ in windows], abs=0.02)
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_model_is_not_asked_for_times(model: str, tmp_path: Path) -> None:
     """It names its language, as no published one does; so does the model of a run, and a checkpoint of one."""
     load(model).save_pretrained(tmp_path / "tuned")

@@ -14,6 +14,8 @@ from whisper_lightning.errors import UserError
 
 ENGLISH_END = 50256
 """The id of `<|endoftext|>` in the English models (`.en`), whose text tokens are GPT-2's."""
+WITHOUT_BLANKS = {"zh", "yue", "ja", "th", "lo", "my"}
+"""Languages that are written without blanks between words, as openai/whisper's tokenizer.py lists them."""
 Task = Literal["transcribe", "translate"]
 
 if TYPE_CHECKING:
@@ -69,6 +71,7 @@ class LabelEncoder:
             raise UserError(f"model.language: the tokenizer of this checkpoint has no token {absent[0]}")
         self.prompt: list[int] = [vocabulary[name] for name in names]
         self.end: int = vocabulary["<|endoftext|>"]
+        self._blank = [vocabulary.get("Ġ")]
         self.previous: int | None = vocabulary.get("<|startofprev|>")
         self.time_zero: int | None = vocabulary.get("<|0.00|>")
 
@@ -92,16 +95,20 @@ class LabelEncoder:
     def encode(self, sentence: str, language: str | None = None) -> list[int]:
         """Return prompt, text and end token of one sentence, which may be in another language.
 
+        The text begins with a blank, as all that a published Whisper was trained on. The usual recipe leaves it out,
+        and its first steps go into unlearning how sentences begin. A blank that would be a token of its own is left
+        out: decoding never begins with that one.
+
         What a sentence has of special tokens (`<|0.00|>`, `<|endoftext|>`) is encoded as the characters that it is
         written with: a tokenizer would make the tokens of it.
         """
-        return [*self.prompt_in(language or self.language), *self._text(sentence), self.end]
+        language = language or self.language
+        written = "en" if self.task == "translate" else language
+        text = self._text(sentence if written in WITHOUT_BLANKS else f" {sentence.strip()}")
+        return [*self.prompt_in(language), *text[text[:1] == self._blank :], self.end]
 
     def encode_times(self, segments: Sequence[Segment]) -> list[int]:
-        """Return prompt, time stamps and texts, and end token: `<|0.00|> text<|2.44|><|2.90|> text<|6.10|>`.
-
-        The blank before a text is Whisper's own; `encode` has none, as the usual recipe.
-        """
+        """Return prompt, time stamps and texts, and end token: `<|0.00|> text<|2.44|><|2.90|> text<|6.10|>`."""
         ids = self.prompt[:-1]  # all but <|notimestamps|>
         for segment in segments:
             ids += self.encode_segment(segment)

@@ -180,7 +180,8 @@ class SpeechDataModule(LightningDataModule):
         windows = long_windows(self.splits["val"], self.guard_windows, model.encoder, *limits, self.seed)
         if windows is not None and len(windows.members) >= self.trainer.world_size:  # type: ignore[union-attr]
             self.splits[LONG] = windows
-            logger.info("%s: %d windows, %.2f h", LONG, len(windows.members), windows.seconds / 3600)
+            assert windows.rows is not None
+            logger.info("%s: %s", LONG, windows.rows.windows)
 
     @property
     def marks(self) -> set[str] | None:
