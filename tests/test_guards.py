@@ -14,7 +14,9 @@ from tests.timed import write_timed_model
 from whisper_lightning.batch import Batch
 from whisper_lightning.callbacks.heard import timestamps_right
 from whisper_lightning.callbacks.interpolate import Candidate, choose
+from whisper_lightning.callbacks.silence import wordless
 from whisper_lightning.cli import main
+from whisper_lightning.commands.summary import say_of_silence
 from whisper_lightning.data.generations import open_csv
 from whisper_lightning.data.loader import BatchDataset
 from whisper_lightning.data.long import long_windows
@@ -269,7 +271,25 @@ def test_clips_of_the_validation_are_a_guard_in_long_windows(timed: Path, tmp_pa
         assert sorted(key.split("+")) == sorted(k for sentence, k in spoken.items() if sentence in reference)
     assert not (run / "alphas.csv").exists(), "it is watched, and has no say in what the run ends with"
     assert main([*quick_arguments(corpus, tmp_path / "none"), *options, "--data.guard_windows=0"]) == 0
-    assert "guard/long/wer_normalized" not in pd.read_csv(tmp_path / "none" / "metrics.csv")
+    columns = pd.read_csv(tmp_path / "none" / "metrics.csv").columns
+    assert not {"guard/long/wer_normalized", "silence/words"} & {*columns}
+    # Silence: what is invented there is what the model writes of these sounds by itself.
+    for name, model in (("step-000000", timed), ("test", run / "best")):
+        invented = read_transcripts(run / "transcripts" / "silence" / f"{name}.csv")
+        module = load(str(model))
+        module.let_write(None)
+        sounds = wordless()
+        assert list(invented["audio"]) == list(sounds)
+        assert list(invented["hypothesis"]) == module.transcribe(list(sounds.values()), max_new_tokens=10)
+    counted = metrics["silence/words"].tolist()
+    for step, words in zip((0, 2, 4), counted, strict=True):
+        invented = read_transcripts(run / "transcripts" / "silence" / f"step-{step:06d}.csv")
+        assert words == sum(len(text.split()) for text in invented["hypothesis"])
+    assert counted[0] == 0 < counted[1]
+    assert pd.read_csv(run / "metrics.csv")["test/silence/words"].dropna().tolist() == [0]
+    assert say_of_silence(run) == []
+    (run / "transcripts" / "silence" / "step-000002.csv").replace(run / "transcripts" / "silence" / "test.csv")
+    assert say_of_silence(run)[0].startswith(f"In silence and noise it writes {counted[1]:.0f} words (before: 0;")
 
 
 def windows(module: WhisperModule, table: Path, count: int) -> Batch:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from whisper_lightning.callbacks.checkpoint import ExactResume
 from whisper_lightning.callbacks.heard import Heard, gather
 from whisper_lightning.callbacks.shown import log_transcripts, render
+from whisper_lightning.callbacks.silence import count_words, hear_silence
 from whisper_lightning.scoring.utterance import (
     measure_difference,
     read_transcripts,
@@ -79,6 +80,7 @@ class EvaluateWER(Callback):
             if trainer.sanity_checking and _is_heard_before(trainer, which):
                 self._keep(trainer, which, each, "before")
                 metrics |= _named(f"before/{which}" if which else "before", each.measure())
+        metrics |= self._hear_silence(trainer, "silence/words", name)
         self.latest = metrics
         if self.candidate is None:
             _log(trainer, metrics)
@@ -124,6 +126,7 @@ class EvaluateWER(Callback):
         for which, each in zip(_sets(trainer), self._heard, strict=True):
             stage = f"test/{which}" if which else "test"
             metrics |= self._finish(trainer, stage, each.gather(trainer), "test", against="before")
+        metrics |= self._hear_silence(trainer, "test/silence/words", "test")
         self.latest = metrics
         _log(trainer, metrics)
         pl_module.log_dict(metrics, logger=False)
@@ -162,6 +165,14 @@ class EvaluateWER(Callback):
                 figures |= self._compare(trainer, which, name, str(against))
             self._show(trainer, stage, heard, figures)
         return _named(stage, trainer.strategy.broadcast(figures))
+
+    def _hear_silence(self, trainer: Trainer, metric: str, name: str) -> dict[str, float]:
+        """Keep what is invented where nobody speaks, in runs that watch long windows; return the number of words."""
+        if "guard/long" not in _sets(trainer):
+            return {}
+        heard = hear_silence(trainer)
+        self._keep(trainer, "silence", heard, name)
+        return {metric: count_words(heard)}
 
     def _compare(self, trainer: Trainer, guard: str, name: str, against: str) -> dict[str, float]:
         """Compare a guard's table with what the starting model made of the same utterances."""

@@ -41,7 +41,8 @@ def remarks(folder: Path, data: SpeechDataModule, best: KeepBest, chosen: Candid
             "Every model between the start and the best step hears a guard worse (alphas.csv): best/ holds the model "
             "that the run started from, tuned/ the best step"
         )
-    return lines + [line for guard in data.guards for line in _say_of_guard(folder, guard)]
+    lines += [line for guard in data.guards for line in _say_of_guard(folder, guard)]
+    return lines + say_of_silence(folder)
 
 
 def describe(best: KeepBest, chosen: Candidate | None) -> str:
@@ -96,6 +97,17 @@ def _say_of_guard(folder: Path, guard: str) -> list[str]:
     name = guard.removeprefix("guard/")
     was = measure(before, "wer_normalized").value
     return [f"Guard {name} ({len(after)} utterances, normalized; before {was:.2f} %): {_write(difference)}"]
+
+
+def say_of_silence(folder: Path) -> list[str]:
+    """Say how many words are invented where nobody speaks, if any ever were."""
+    paths = [transcripts_path(folder, "silence", name) for name in ("test", "step-000000")]
+    if not all(path.is_file() for path in paths):
+        return []
+    after, before = (sum(len(text.split()) for text in read_transcripts(path)["hypothesis"]) for path in paths)
+    if not after and not before:
+        return []
+    return [f"In silence and noise it writes {after} words (before: {before}; transcripts/silence)"]
 
 
 def _write(difference: Difference) -> str:
