@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from filelock import FileLock
 from safetensors.torch import save_file
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
@@ -36,9 +35,8 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def few_threads() -> None:
-    """Leave the other cores to the other workers of xdist."""
-    torch.set_num_threads(1 if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1 else 2)
+def two_threads() -> None:
+    torch.set_num_threads(2)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -148,22 +146,15 @@ def real_speech() -> Path:
 
 @pytest.fixture(scope="session")
 def quickstart_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The quickstart as the README says to run it, once for all workers of xdist; the folder that it was run in."""
-    shared = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent
-    folder = shared / "the quickstart"
-    with FileLock(shared / "the quickstart.lock"):
-        if not (folder / "output.txt").is_file():
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
-            done = subprocess.run(
-                [sys.executable, "-m", "whisper_lightning", "fit", "--config", "quickstart.yaml"],
-                cwd=folder,
-                capture_output=True,
-                text=True,
-                encoding="utf-8",
-            )
-            assert done.returncode == 0, done.stderr
-            (folder / "output.txt").write_text(done.stdout + done.stderr, encoding="utf-8")
+    """The quickstart as the README says to run it; the folder that it was run in."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    done = subprocess.run(
+        [sys.executable, "-m", "whisper_lightning", "fit", "--config", "quickstart.yaml"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
+    assert done.returncode == 0, done.stderr
+    (folder / "output.txt").write_text(done.stdout + done.stderr, encoding="utf-8")
     return folder
