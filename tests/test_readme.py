@@ -96,7 +96,7 @@ def run(command: str, folder: Path) -> str:
 
 @pytest.mark.parametrize("name", READMES)
 def test_the_quickstart_learns_and_prints_what_the_readme_says(name: str, quickstart_run: Path) -> None:
-    """Line by line; a figure is another on another processor (6.28 %, 14.97 %), but there must be one."""
+    """Line by line; a figure is another on another processor (2.40 %, 6.28 %), but there must be one."""
     output = (quickstart_run / "output.txt").read_text(encoding="utf-8")
     (wer,) = re.findall(r"^WER ([\d.]+) % \[", output, re.MULTILINE)
     assert float(wer) < 30

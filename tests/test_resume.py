@@ -48,13 +48,13 @@ CONFIGURATIONS = {
         "--trainer.callbacks.decay=0.7",
         "--best.average=2",
     ],
-    "packed windows with time stamps and prompts, two workers, accumulation": [
+    "packed windows with time stamps and prompts, a worker, accumulation": [
         "--data.pack=0.7",
         "--data.timestamps=0.5",
         "--data.prompt=0.5",
         "--model.checkpoint={timed}",
         "--data.augment=true",
-        "--data.num_workers=2",
+        "--data.num_workers=1",
         "--trainer.accumulate_grad_batches=2",
         "--trainer.val_check_interval=4",
     ],
