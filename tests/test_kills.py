@@ -17,7 +17,7 @@ from tests.test_resume import arguments, differences, interrupt, material, recor
 __all__ = ["material"]  # the fixture
 
 pytestmark = pytest.mark.slow
-KILLS = 8
+KILLS = 4
 """In each test."""
 MARK = "WHISPER_LIGHTNING_TEST"
 

@@ -153,7 +153,6 @@ def test_a_signal_to_the_group_while_the_first_workers_start(name: str, corpus: 
 
 BUILDS = {
     "SIGTERM": (signal.SIGTERM, False, 75),
-    "SIGTERM to the group": (signal.SIGTERM, True, 75),
     "SIGUSR1 to the group": (signal.SIGUSR1, True, 75),
     "Ctrl-C": (signal.SIGINT, True, 130),
     "SIGKILL": (signal.SIGKILL, False, -9),
