@@ -128,7 +128,7 @@ def make_loggers(folder: Path, options: WandbOptions, *, keep: bool) -> list[Log
     """Make the loggers of the run in `folder`; they go on with what is there if they are to keep it."""
     loggers: list[Logger] = [MetricsCSV(folder, keep=keep), TensorBoardLogger(folder, name="", version="tensorboard")]
     if options.enabled:
-        from whisper_lightning.weights_and_biases import wandb_logger
+        from whisper_lightning.weights_and_biases import wandb_logger  # wandb takes a second, and few need it
 
         loggers.append(wandb_logger(folder, options.project, options.name))
     return loggers

@@ -71,7 +71,7 @@ class LabelEncoder:
             raise UserError(f"model.language: the tokenizer of this checkpoint has no token {absent[0]}")
         self.prompt: list[int] = [vocabulary[name] for name in names]
         self.end: int = vocabulary["<|endoftext|>"]
-        self._blank = [vocabulary.get("Ġ")]
+        self._blank = vocabulary.get("Ġ")
         self.previous: int | None = vocabulary.get("<|startofprev|>")
         self.time_zero: int | None = vocabulary.get("<|0.00|>")
 
@@ -105,7 +105,9 @@ class LabelEncoder:
         language = language or self.language
         written = "en" if self.task == "translate" else language
         text = self._text(sentence if written in WITHOUT_BLANKS else f" {sentence.strip()}")
-        return [*self.prompt_in(language), *text[text[:1] == self._blank :], self.end]
+        if text and text[0] == self._blank:
+            del text[0]
+        return [*self.prompt_in(language), *text, self.end]
 
     def encode_times(self, segments: Sequence[Segment]) -> list[int]:
         """Return prompt, time stamps and texts, and end token: `<|0.00|> text<|2.44|><|2.90|> text<|6.10|>`."""

@@ -33,7 +33,7 @@ def log_transcripts(trainer: Trainer, stage: str, rows: list[ScoredUtterance], n
 
 def _log_audio(trainer: Trainer, logger: WandbLogger, stage: str, rows: list[ScoredUtterance]) -> None:
     """Add what is shown on the terminal to W&B, to be listened to; read from the shards once more, a few clips."""
-    import wandb
+    import wandb  # a second, which only those pay who log there
 
     data = trainer.datamodule  # type: ignore[attr-defined]
     split = data.splits["val" if stage == "val" or "test" not in data.splits else "test"]

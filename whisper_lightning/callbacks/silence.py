@@ -36,7 +36,7 @@ def hear_silence(trainer: Trainer) -> Heard:
     names, prompt, end = list(sounds), module.encoder.prompt, module.encoder.end
     batch = Batch(
         keys=names,
-        waveforms=torch.stack(list(sounds.values())),
+        waveforms=torch.stack(list(sounds.values()))[:, : module.full_samples],
         decoder_input_ids=torch.tensor([prompt] * len(names)),
         label_positions=torch.arange(1, len(names) + 1) * len(prompt) - 1,
         label_tokens=torch.full((len(names),), end),
