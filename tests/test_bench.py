@@ -125,7 +125,7 @@ def test_what_is_forgotten_and_what_guards_save(
     """A guard that is the validation itself gets better, so the best step is kept, and both rows are of one model."""
     csvs = [str(corpus / name) for name in ("train.csv", "test.csv", "test.csv")]
     arguments = [str(published), *csvs, "--guard", f"same={corpus / 'test.csv'}", f"--out={tmp_path / 'out'}"]
-    arguments += ["--seeds", "1", "--max_steps=24", "--learning_rate=0.003", "--batch_size=8", "--alphas=[0.5]"]
+    arguments += ["--seeds", "1", "--max_steps=48", "--learning_rate=0.003", "--batch_size=8", "--alphas=[0.5]"]
     assert importlib.import_module("benchmarks.forgetting").main(arguments) == 0
     out = capsys.readouterr().out
     lines = [line for line in out.splitlines() if line.startswith(("| best step", "| guarded"))]
