@@ -104,5 +104,5 @@ def test_what_would_steer_a_terminal_is_shown(corpus: Path, tmp_path: Path, caps
     assert "\x1b[2J" not in error
     assert "\\x1b[2Jno.csv" in error
     assert shards(["\x1b[2Jno.csv", "out"]) == 2
-    assert capsys.readouterr().err == "error: \\x1b[2Jno.csv: no such file\n"
+    assert capsys.readouterr().err == "error: \\x1b[2Jno.csv: no such file or folder\n"
     assert show("hola\x07\n\u202e ñ") == "hola\\x07\n\\u202e ñ"

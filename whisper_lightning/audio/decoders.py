@@ -35,7 +35,17 @@ AV_FORMATS = "mov,matroska,ogg,aac,flac,asf,amr,ac3,eac3,mpegts,flv,avi,wv,ape,t
 
 Block = tuple[np.ndarray, int]
 """What a decoder gives: `(N, channels)` float32, and their rate in Hz."""
-Reason = Literal["missing", "not a local file", "unreadable", "not audio", "empty", "truncated", "too long", "silent"]
+Reason = Literal[
+    "missing",
+    "not a local file",
+    "unreadable",
+    "not audio",
+    "empty",
+    "truncated",
+    "too long",
+    "beyond the end",
+    "silent",
+]
 
 
 class AudioError(ValueError):

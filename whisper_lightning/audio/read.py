@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,10 +13,10 @@ import torchaudio
 from numpy.typing import NDArray
 
 from whisper_lightning.addresses import REMOTE
-from whisper_lightning.audio.constants import FRAMES_PER_SECOND, HOP_LENGTH, MAX_SECONDS, SAMPLE_RATE_HZ
+from whisper_lightning.audio.constants import AUDIO_SUFFIXES, FRAMES_PER_SECOND, HOP_LENGTH, MAX_SECONDS, SAMPLE_RATE_HZ
 from whisper_lightning.audio.containers import find_cut, has_several_parts
 from whisper_lightning.audio.decoders import BLOCK_SECONDS, AudioError, Block, decode_blocks
-from whisper_lightning.errors import Interrupted
+from whisper_lightning.errors import Interrupted, UserError
 
 SILENCE_PEAK = 1e-4
 """An utterance whose loudest sample is below this (-80 dBFS) is silent."""
@@ -45,10 +45,42 @@ def load_audio(path: Path, max_seconds: float = MAX_SECONDS) -> torch.Tensor:
         AudioError: With the reason why the file is rejected.
     """
     waveform = torch.cat(list(stream_audio(path, max_seconds)))
+    check_sound(waveform)
+    return waveform
+
+
+def check_sound(waveform: torch.Tensor) -> None:
+    """Look for a sound in `(N,)` that lasts.
+
+    Raises:
+        AudioError: There is none.
+    """
     if not _sounds(waveform):
         seconds = SHORTEST_SOUND_FRAMES / FRAMES_PER_SECOND
         raise AudioError("silent", f"nothing above {SILENCE_PEAK:g} of full scale lasts {seconds:g} s")
-    return waveform
+
+
+def find_audio(places: Sequence[Path]) -> list[Path]:
+    """List files as they are, whatever their ending, and what folders hold at any depth with an ending of audio.
+
+    Raises:
+        UserError: Nothing is there, or a folder holds no audio.
+    """
+    found: list[Path] = []
+    for place in places:
+        if place.is_dir():
+            files = sorted(path for path in place.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
+            # macOS puts a ._clip.wav beside each clip.wav on foreign disks, which is no audio.
+            files = [path for path in files if path.is_file() and not path.name.startswith(".")]
+            if not files:
+                raise UserError(f"{place}: no audio in this folder (endings: {' '.join(AUDIO_SUFFIXES)})")
+            found += files
+        elif place.is_file():
+            found.append(place)
+        else:
+            raise UserError(f"{place}: no such file or folder")
+    # The folder is resolved and the name is not: a link keeps the name that the user sees.
+    return list(dict.fromkeys(path.parent.resolve() / path.name for path in found))
 
 
 def to_waveform(clip: Clip, max_seconds: float = MAX_SECONDS) -> torch.Tensor:

@@ -17,11 +17,12 @@ from typing import Any
 from tqdm import tqdm
 
 from whisper_lightning.audio.decoders import AudioError
+from whisper_lightning.audio.read import find_audio
 from whisper_lightning.errors import UserError
 from whisper_lightning.terminal import CommandLine, read_command_line, say, show
 from whisper_lightning.transcription.hearing import BEAM_SIZE
 from whisper_lightning.transcription.recognizer import open_recognizer
-from whisper_lightning.transcription.recordings import find_audio, stems, transcribe
+from whisper_lightning.transcription.recordings import stems, transcribe
 from whisper_lightning.transcription.subtitles import FORMATS, CueLimits, Transcript, write_transcript
 
 

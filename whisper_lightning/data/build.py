@@ -25,8 +25,9 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from whisper_lightning.data.format import FORMAT_VERSION
-from whisper_lightning.data.manifest import READING, Row, read_manifest
+from whisper_lightning.data.manifest import READING, Row
 from whisper_lightning.data.shards import ShardIndex
+from whisper_lightning.data.source import identity, read_source
 from whisper_lightning.data.workers import starting_workers
 from whisper_lightning.data.write import Task, build_shard, has_other_audio, load_record, start_worker, write_index
 from whisper_lightning.errors import Interrupted, UserError, is_full_disk
@@ -42,9 +43,9 @@ class Recipe:
     """All that decides what shards of a CSV hold, besides the audio. How they will be used does not.
 
     Attributes:
-        source: The CSV.
-        audio_root: Folder that audio paths are relative to; the CSV's own by default.
-        columns: Names of the audio and the sentence column; found by default.
+        source: A CSV, subtitles beside a recording, or a folder of recordings: see `read_source`.
+        audio_root: Folder that audio paths of a CSV are relative to; the CSV's own by default.
+        columns: Names of its audio and sentence column; found by default.
         rows_per_shard: Shard i holds the readable ones of the CSV's i-th `rows_per_shard` rows, so its bytes do not
             depend on the number of workers.
     """
@@ -69,17 +70,13 @@ class Recipe:
     def fingerprint(self) -> str:
         """Changes with the CSV and the options."""
         digest = hashlib.sha256(json.dumps(self.options, sort_keys=True).encode())
-        try:
-            with self.source.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-        except OSError as error:
-            raise UserError(f"{self.source}: cannot be read ({error.strerror or error})") from None
+        for block in identity(self.source):
+            digest.update(block)
         return digest.hexdigest()
 
     def rows(self) -> Iterator[Row]:
-        """Read the CSV, sentences or not."""
-        return read_manifest(self.source, self.audio_root, self.columns, require_sentence=False)
+        """Read the source's rows, sentences or not."""
+        return read_source(self.source, self.audio_root, self.columns, require_sentence=False)
 
 
 def build_shards(
@@ -142,13 +139,13 @@ def fill(folder: Path, recipe: Recipe, num_workers: int | None = None, earlier: 
     rows_per_shard = recipe.rows_per_shard
     num_rows = sum(1 for _ in recipe.rows())
     if num_rows == 0:
-        raise UserError(f"{recipe.source}: there are no rows under the header")
+        raise UserError(f"{recipe.source}: there are no rows in it")
     num_shards = -(-num_rows // rows_per_shard)
     workers = min(num_shards, (os.cpu_count() or 1) if num_workers is None else num_workers)
     rows = recipe.rows()
     chunks = iter(lambda: list(islice(rows, rows_per_shard)), [])
     tasks = (Task(folder, number, chunk, recipe.fingerprint, earlier) for number, chunk in enumerate(chunks))
-    bar = tqdm(total=num_rows, desc=f"{recipe.source.name} to shards", unit="utterance", unit_scale=True)
+    bar = tqdm(total=num_rows, desc=f"{recipe.source.resolve().name} to shards", unit="utterance", unit_scale=True)
     with _interruptible(), bar:
         for number in _run(tasks, workers, recipe):
             bar.update(min(rows_per_shard, num_rows - number * rows_per_shard))

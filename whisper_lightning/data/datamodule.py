@@ -9,7 +9,7 @@ from typing import Protocol, cast
 
 from lightning.pytorch import LightningDataModule
 
-from whisper_lightning.data.generations import open_csv, open_folder
+from whisper_lightning.data.generations import holds_recordings, open_csv, open_folder
 from whisper_lightning.data.loader import BatchDataset, EpochLoader
 from whisper_lightning.data.long import LONG, long_windows
 from whisper_lightning.data.notices import report_split, warn_of_overlap, warn_of_small_cache, write_rejected
@@ -53,7 +53,8 @@ class SpeechDataModule(LightningDataModule):
     """Serves speech and transcripts from CSVs or folders of shards.
 
     A CSV is turned into shards once, in a folder beside it (`train.csv` into `train.shards`); while the CSV does not
-    change they are used as they are. A folder of shards may be remote: https://, http://, s3://, gs://, az://, hf://.
+    change they are used as they are. In a CSV's place there may be subtitles (.srt, .vtt) with the recording beside
+    them, or a folder of recordings. A folder of shards may be remote: https://, http://, s3://, gs://, az://, hf://.
 
     Args:
         train: CSV, or folder of shards.
@@ -206,9 +207,9 @@ class SpeechDataModule(LightningDataModule):
         path = Path(source)
         if is_remote(f"data.{name}", source):
             index = ShardIndex.open(RemoteFolder(source, self.cache, self.cache_bytes, self.min_bytes_per_second))
-        elif path.is_dir():
+        elif path.is_dir() and not holds_recordings(path):
             index = open_folder(path)
-        elif path.is_file():
+        elif path.exists():
             options = (self.audio_root, self.columns)
             index = open_csv(path, *options, require_sentence=name != "predict")
         else:

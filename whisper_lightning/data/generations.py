@@ -18,9 +18,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from whisper_lightning.audio.constants import AUDIO_SUFFIXES
 from whisper_lightning.data.build import LOCK, ROWS_PER_SHARD, Recipe, fill, open_current, writing
-from whisper_lightning.data.manifest import read_manifest
 from whisper_lightning.data.shards import ShardIndex
+from whisper_lightning.data.source import is_table, read_source
 
 logger = logging.getLogger(__name__)
 
@@ -40,14 +41,15 @@ def open_csv(
 ) -> ShardIndex:
     """Open the shards of a CSV in the folder beside it (`train.csv` in `train.shards`), building them if need be.
 
-    They are built again when CSV or options have changed, an audio file has, or a shard is cut or gone; a shard that
-    is still good is taken over.
+    So those of subtitles with their recording (`talk.srt` in `talk.srt.shards`), or of a folder of recordings (`talks`
+    in `talks.shards`). They are built again when the source or options have changed, an audio file has, or a shard is
+    cut or gone; a shard that is still good is taken over.
 
     Args:
-        source: The CSV.
-        audio_root: Folder that audio paths are relative to; the CSV's own by default.
-        columns: Names of the audio and the sentence column; found by default.
-        require_sentence: Refuse a CSV without a column of sentences. What is stored is the same.
+        source: See `Recipe`.
+        audio_root: Folder that audio paths of a CSV are relative to; the CSV's own by default.
+        columns: Names of its audio and sentence column; found by default.
+        require_sentence: Refuse a source without sentences. What is stored is the same.
         num_workers: Processes that decode; one per processor by default, 0 for this one.
         rows_per_shard: Rows of the CSV per shard.
 
@@ -56,8 +58,8 @@ def open_csv(
         Interrupted: SIGTERM or SIGUSR1 arrived while they were built.
     """
     if require_sentence:
-        next(read_manifest(source, audio_root, columns, require_sentence=True), None)
-    home = source.with_name(f"{source.stem}.shards")
+        next(read_source(source, audio_root, columns, require_sentence=True), None)
+    home = source.with_name(f"{source.stem if is_table(source) else source.name}.shards")
     recipe = Recipe(source, audio_root, columns, rows_per_shard)
     try:
         while (index := _take_or_build(home, recipe, num_workers)) is None:
@@ -69,6 +71,13 @@ def open_csv(
             with writing(home):
                 raise
     return index
+
+
+def holds_recordings(folder: Path) -> bool:
+    """Say whether a folder holds audio, and no shards."""
+    if (folder / "index.json").is_file() or _builds(folder):
+        return False
+    return any(path.suffix.lower() in AUDIO_SUFFIXES for path in folder.rglob("*"))
 
 
 def open_folder(folder: Path) -> ShardIndex:

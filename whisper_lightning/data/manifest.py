@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,9 @@ from whisper_lightning.errors import UserError
 
 AUDIO_NAMES = ("audio", "path", "file", "filename", "file_name", "wav", "audio_path", "audio_filepath", "audio_file")
 SENTENCE_NAMES = ("sentence", "text", "transcript", "transcription", "transcripcion", "transcripción", "frase", "texto")
-READING = 2
+START, END = "start", "end"
+"""Columns that together say which stretch of a recording is meant."""
+READING = 3
 """Raised when the same CSV and audio give other utterances than before: their shards are built again then."""
 _JOINERS = "\u200c\u200d"
 """Zero-width joiner and non-joiner: invisible in Spanish, part of the spelling of Persian and of Indian languages."""
@@ -31,6 +34,8 @@ class Row(NamedTuple):
         path: The path it means.
         sentence: Transcript as `clean_sentence` gives it; "" where it is empty or not needed.
         extra: Further columns.
+        start: Where in the file it begins, in seconds.
+        end: Where it ends; infinite for the end of the file.
         reason: Why the row itself cannot be used, in the few words that reports count by; "" if it can.
         problem: The same in full.
     """
@@ -40,6 +45,8 @@ class Row(NamedTuple):
     path: str
     sentence: str
     extra: dict[str, str]
+    start: float = 0.0
+    end: float = math.inf
     reason: str = ""
     problem: str = ""
 
@@ -53,7 +60,7 @@ def read_manifest(
     """Read the rows of a CSV one by one, whatever its size; see `read_table` for what is read as one.
 
     Columns are found by name, or by position where a file has two columns of other names or no header. Rows without
-    any content are skipped.
+    any content are skipped. Where there are columns `start` and `end`, a row is that stretch of its recording.
 
     Args:
         path: The CSV; Common Voice's TSV files as they are.
@@ -133,18 +140,39 @@ def _row(record: Record, header: list[str], audio: int, sentence: int | None, ro
     if not problem and len(fields) != len(header):
         problem = f"{len(fields)} fields where the header has {len(header)}"
     if problem:
-        return Row(record.row, written, "", "", {}, "broken row", problem)
+        return Row(record.row, written, "", "", {}, reason="broken row", problem=problem)
     text = "" if sentence is None else clean_sentence(fields[sentence])
     extra = {header[i]: value for i, value in enumerate(fields) if i not in (audio, sentence)}
     if REMOTE.match(written) or "\0" in written:
-        return Row(record.row, written, "", text, extra, "not a local file", "not a local file")
+        return Row(record.row, written, "", text, extra, reason="not a local file", problem="not a local file")
     if control := _control_character(written + text):
         problem = f"a line break or another control character (U+{ord(control):04X}) in the path or the sentence"
-        return Row(record.row, written, "", text, extra, "broken row", problem)
+        return Row(record.row, written, "", text, extra, reason="broken row", problem=problem)
     if token := special_token(text):
         problem = f"the sentence holds {token}, which is no text but a token of Whisper's"
-        return Row(record.row, written, "", text, extra, "special token", problem)
-    return Row(record.row, written, _resolve(written, root), text, extra)
+        return Row(record.row, written, "", text, extra, reason="special token", problem=problem)
+    start, end = _stretch(extra)
+    if not 0 <= start < end:
+        problem = f"from {extra[START]!r} to {extra[END]!r} is no stretch of time; write seconds, or h:mm:ss"
+        return Row(record.row, written, "", text, extra, reason="broken row", problem=problem)
+    return Row(record.row, written, _resolve(written, root), text, extra, start, end)
+
+
+def _stretch(extra: Mapping[str, str]) -> tuple[float, float]:
+    """Return the seconds between which a row is; what is no time is no number."""
+    if START not in extra or END not in extra:
+        return 0.0, math.inf
+    start, end = extra[START].strip(), extra[END].strip()
+    return seconds(start) if start else 0.0, seconds(end) if end else math.inf
+
+
+def seconds(text: str) -> float:
+    """Read seconds (`75.5`), or hours, minutes and seconds (`1:15.5`, `00:01:15,500`); NaN where it is no time."""
+    found = re.fullmatch(r"(?:(?:([0-9]+):)?([0-9]+):)?([0-9]+(?:[.,][0-9]*)?)", text)
+    if found is None:
+        return math.nan
+    hours, minutes, rest = found.groups()
+    return 3600 * int(hours or 0) + 60 * int(minutes or 0) + float(rest.replace(",", "."))
 
 
 def clean_sentence(text: str) -> str:

@@ -6,6 +6,7 @@ import codecs
 import re
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -18,6 +19,8 @@ MAX_ROW_LINES = 100
 """How far the end of a quoted field is looked for."""
 _WRONG_BYTE = re.compile("[\udc80-\udcff]")
 """What `surrogateescape` makes of bytes that are not in the encoding."""
+_IN_EXCEL = "in Excel save it as 'CSV UTF-8'"
+_REMEDIES = dict.fromkeys((".srt", ".vtt"), "save it as UTF-8, in any editor")
 _EXCEL_SEPARATOR = re.compile(r'"?sep=([\t;,|])?"?[\t;,|]*', re.IGNORECASE)
 
 
@@ -51,20 +54,41 @@ def read_table(path: Path) -> Iterator[Record]:
     Raises:
         UserError: The file cannot be opened, or is in another encoding.
     """
-    encoding, number = "", 0
+    with _opened(path) as lines:
+        for number, (fields, problem) in enumerate(_records(lines), start=1):
+            yield Record(number, fields, problem)
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """Read a text file line by line, without the lines' ends; in the encodings of `read_table`.
+
+    Raises:
+        UserError: The file cannot be opened, or is in another encoding.
+    """
+    with _opened(path) as lines:
+        yield from lines
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[_Lines]:
+    """Open a text file, and say in one line why it cannot be read."""
+    encoding, lines = "", None
     try:
         encoding = _encoding(path)
         with path.open(encoding=encoding, errors="surrogateescape", newline="") as file:
-            for number, (fields, problem) in enumerate(_records(_Lines(file)), start=1):
-                yield Record(number, fields, problem)
+            lines = _Lines(file)
+            yield lines
     except _WrongByteError as error:
         character = bytes([error.byte]).decode("cp1252", "backslashreplace")
         raise UserError(
             f"{path}: not {encoding.upper().removesuffix('-SIG')} in line {error.line}: byte 0x{error.byte:02X}, "
-            f"which is '{character}' in Windows-1252; in Excel save it as 'CSV UTF-8'"
+            f"which is '{character}' in Windows-1252; {_REMEDIES.get(path.suffix.lower(), _IN_EXCEL)}"
         ) from None
     except UnicodeDecodeError:
-        raise UserError(f"{path}: not {encoding.upper()} after row {number}; in Excel save it as 'CSV UTF-8'") from None
+        count = lines.count if lines else 0
+        raise UserError(
+            f"{path}: not {encoding.upper()} after line {count}; {_REMEDIES.get(path.suffix.lower(), _IN_EXCEL)}"
+        ) from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
@@ -91,7 +115,7 @@ class _Lines:
     def __init__(self, file: TextIO) -> None:
         self._file = file
         self._ahead: deque[str] = deque()
-        self._count = 0
+        self.count = 0
 
     def __iter__(self) -> Iterator[str]:
         while (line := self._ahead.popleft() if self._ahead else self._read()) is not None:
@@ -117,9 +141,9 @@ class _Lines:
             rest = self._file.readline(MAX_ROW_CHARACTERS)
         if not line:
             return None
-        self._count += 1
+        self.count += 1
         if not line.isascii() and (wrong := _WRONG_BYTE.search(line)):
-            raise _WrongByteError(self._count, ord(wrong[0]) - 0xDC00)
+            raise _WrongByteError(self.count, ord(wrong[0]) - 0xDC00)
         return line.rstrip("\r\n")
 
 

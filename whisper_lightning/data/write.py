@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import tarfile
@@ -24,6 +25,7 @@ import torch
 from whisper_lightning.audio.constants import SAMPLE_RATE_HZ
 from whisper_lightning.audio.decoders import AudioError
 from whisper_lightning.audio.read import load_audio
+from whisper_lightning.audio.stretches import Cutter
 from whisper_lightning.data.format import BLOCK_BYTES, FORMAT_VERSION, RECORD, FileInfo, Rejected, json_offset, padded
 from whisper_lightning.data.manifest import Row
 from whisper_lightning.data.workers import obey_the_main_process
@@ -177,6 +179,7 @@ def _write_tar(path: Path, task: Task) -> tuple[list[tuple[int, ...]], list[Reje
     rejected: list[Rejected] = []
     files: _States = []
     rejected_files: _States = []
+    cutter = Cutter()
     with path.open("wb") as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for row in task.rows:
@@ -186,7 +189,7 @@ def _write_tar(path: Path, task: Task) -> tuple[list[tuple[int, ...]], list[Reje
                     _places[2 * _place + 1] = row.row
                 before = _state(row.path)
                 try:
-                    table.append(_add(tar, task.number, row))
+                    table.append(_add(tar, task.number, row, cutter))
                     files.append((row.path, before))
                 except AudioError as error:
                     rejected.append(Rejected(row.row, row.audio, error.reason, str(error)))
@@ -202,11 +205,12 @@ class _RowError(ValueError):
     """A row is wrong in itself; the arguments are reason and detail."""
 
 
-def _add(tar: tarfile.TarFile, shard: int, row: Row) -> tuple[int, ...]:
+def _add(tar: tarfile.TarFile, shard: int, row: Row, cutter: Cutter) -> tuple[int, ...]:
     """Add one utterance to a tar and give its `RECORD`."""
     if row.reason:
         raise _RowError(row.reason, row.problem)
-    waveform = load_audio(Path(row.path))
+    whole = (row.start, row.end) == (0, math.inf)
+    waveform = load_audio(Path(row.path)) if whole else cutter.cut(Path(row.path), row.start, row.end)
     buffer = io.BytesIO()
     soundfile.write(buffer, waveform.clamp(-1, 1).numpy(), SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
     flac = buffer.getvalue()

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from whisper_lightning.audio.constants import AUDIO_SUFFIXES, SAMPLE_RATE_HZ
+from whisper_lightning.audio.constants import SAMPLE_RATE_HZ
 from whisper_lightning.audio.decoders import AudioError, promised_seconds
 from whisper_lightning.audio.read import stream_audio
 from whisper_lightning.errors import UserError
@@ -25,29 +25,6 @@ if TYPE_CHECKING:
     from faster_whisper.transcribe import Segment
 
 AnyPath = TypeVar("AnyPath", bound=PurePath)
-
-
-def find_audio(places: Sequence[Path]) -> list[Path]:
-    """List files as they are, whatever their ending, and what folders hold at any depth with an ending of audio.
-
-    Raises:
-        UserError: Nothing is there, or a folder holds no audio.
-    """
-    found: list[Path] = []
-    for place in places:
-        if place.is_dir():
-            files = sorted(path for path in place.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
-            # macOS puts a ._clip.wav beside each clip.wav on foreign disks, which is no audio.
-            files = [path for path in files if path.is_file() and not path.name.startswith(".")]
-            if not files:
-                raise UserError(f"{place}: no audio in this folder (endings: {' '.join(AUDIO_SUFFIXES)})")
-            found += files
-        elif place.is_file():
-            found.append(place)
-        else:
-            raise UserError(f"{place}: no such file or folder")
-    # The folder is resolved and the name is not: a link keeps the name that the user sees.
-    return list(dict.fromkeys(path.parent.resolve() / path.name for path in found))
 
 
 def stems(paths: Sequence[AnyPath]) -> list[PurePath]:
