@@ -1,6 +1,8 @@
 """Options against overfitting: each does what its formula says."""
 
+import itertools
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -9,9 +11,10 @@ from torch.nn import functional as F
 
 from tests.conftest import MODEL, copy_corpus, one_error, publish, quick_arguments
 from whisper_lightning.cli import main
+from whisper_lightning.model.depth import leave_out
 from whisper_lightning.model.module import WhisperModule
 from whisper_lightning.model.optim import layers_below_the_top, parameter_groups
-from whisper_lightning.model.whisper import label_loss
+from whisper_lightning.model.whisper import decoder_states, label_loss
 
 
 def test_label_smoothing_is_a_mean_over_all_tokens() -> None:
@@ -78,7 +81,42 @@ def test_smoothing_and_layer_decay_train_otherwise(tmp_path: Path) -> None:
     assert any(not torch.equal(plain[name], decayed[name]) for name in plain)
 
 
-@pytest.mark.parametrize("option", ["label_smoothing=1.5", "layer_decay=-0.1"])
+@pytest.mark.parametrize("tail", ["exact", 10])
+def test_layers_are_left_out_in_training_alone(tail: int | Literal["exact"]) -> None:
+    """All for share 1; for a half some utterances have, and what comes out is decoded as if there were none."""
+    modules = []
+    for share in (0, 0.5, 1):
+        torch.manual_seed(3)
+        modules.append(WhisperModule(str(MODEL), random_weights=True, tail=tail, layer_drop=share))
+    waveforms, ids = torch.randn(8, 32_000) / 10, torch.full((8, 5), 3)
+    none, half, every = (
+        [decoder_states(module.whisper, module.train(training).encode(waveforms), ids) for training in (False, True)]
+        for module in modules
+    )
+    assert torch.equal(none[0], none[1])  # this model has no dropout
+    assert torch.equal(none[0], half[0])
+    assert torch.equal(none[0], every[0])
+    decoder = modules[2].whisper.model.decoder
+    embedded = decoder.embed_tokens(ids) + decoder.embed_positions.weight[:5]
+    torch.testing.assert_close(every[1], decoder.layer_norm(embedded))
+    kept = (half[1] - none[0]).abs().amax(dim=(1, 2)) == 0
+    assert not kept.all()
+    assert any(not torch.equal(a, b) for a, b in itertools.combinations(half[1] - none[0], 2))
+    assert modules[1].whisper.config.encoder_layerdrop == modules[1].whisper.config.decoder_layerdrop == 0
+
+
+def test_a_layer_is_left_out_for_its_share_of_the_utterances() -> None:
+    before, after = torch.zeros(4_000, 2, 3), torch.ones(4_000, 2, 3, requires_grad=True)
+    heard = leave_out(before, after, 0.3, training=True)
+    assert set(heard.detach().flatten(1).sum(dim=1).tolist()) == {0.0, 6.0}
+    assert float(heard.detach().mean()) == pytest.approx(0.7, abs=0.03)
+    heard.sum().backward()  # type: ignore[no-untyped-call]
+    assert after.grad is not None
+    assert torch.equal(after.grad, heard.detach())
+    assert leave_out(before, after, 0.3, training=False) is after
+
+
+@pytest.mark.parametrize("option", ["label_smoothing=1.5", "layer_decay=-0.1", "layer_drop=2"])
 def test_shares_beyond_one_are_refused(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     corpus = copy_corpus(tmp_path / "corpus", 2, 2)
     assert main([*quick_arguments(corpus, tmp_path / "run"), f"--model.{option}"]) == 2

@@ -22,6 +22,7 @@ STEPS = 8
 CONFIGURATIONS = {
     "validation in mid-epoch, dropout, masks, cosine, activations in parts": [
         "--model.spec_augment=true",
+        "--model.layer_drop=0.2",
         "--model.schedule=cosine",
         "--model.activation_seconds=5",
     ],
@@ -54,6 +55,9 @@ CONFIGURATIONS = {
         "--data.prompt=0.5",
         "--model.checkpoint={timed}",
         "--data.augment=true",
+        "--data.speed=true",
+        "--data.noise={corpus}/audio",
+        "--data.reverb={corpus}/audio",
         "--data.num_workers=1",
         "--trainer.accumulate_grad_batches=2",
         "--trainer.val_check_interval=4",
@@ -86,7 +90,7 @@ def arguments(material: Path, folder: Path, options: list[str]) -> list[str]:
         "--data.batch_size=4",
         "--data.eval_batch_size=2",
         "--resume.every_n_steps=2",
-        *(option.format(timed=material / "timed") for option in options),
+        *(option.format(timed=material / "timed", corpus=material / "corpus") for option in options),
     ]
 
 

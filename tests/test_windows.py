@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import pickle
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tests.timed import speaking_corpus, write_timed_model
 from whisper_lightning.audio.join import join, quiet_level
 from whisper_lightning.batch import Batch
 from whisper_lightning.cli import main
+from whisper_lightning.data.augmentation import Augmentation
 from whisper_lightning.data.build import build_shards
 from whisper_lightning.data.loader import BatchDataset
 from whisper_lightning.data.plan import PlannedBatch, PlanOptions
@@ -151,10 +153,14 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
     return ShardIndex.open(folder / "shards")
 
 
-def split_of(index: ShardIndex, encoder: LabelEncoder, **shares: float) -> Split:
+def split_of(
+    index: ShardIndex, encoder: LabelEncoder, augmentation: Augmentation | None = None, **shares: float
+) -> Split:
     """All utterances but the fourth, for a model of 10 s and 160 tokens."""
     members = np.delete(np.arange(len(index), dtype=np.int32), 3)
-    return Split(index, members, [], make_rows(index, members, RowOptions(**shares), encoder, 160_000, 160, seed=5))
+    split = Split(index, members, [], augmentation=augmentation)
+    given = (index, members, RowOptions(**shares), encoder, 160_000, 160)
+    return replace(split, rows=make_rows(*given, seed=5, num_samples=split.longest))
 
 
 def rows_of(split: Split) -> Rows:
@@ -168,8 +174,8 @@ def windows_of(split: Split) -> Windows:
     return windows
 
 
-def serve(split: Split, planned: PlannedBatch, epoch: int, augment_seed: int | None = None) -> Batch:
-    batch = BatchDataset(split.index, rows_of(split).encoder, augment_seed, split.rows)[planned, epoch]
+def serve(split: Split, planned: PlannedBatch, epoch: int) -> Batch:
+    batch = BatchDataset(split.index, rows_of(split).encoder, split.augmentation, split.rows)[planned, epoch]
     assert not isinstance(batch, UserError)
     return batch
 
@@ -179,17 +185,21 @@ def written(encoder: LabelEncoder, ids: list[int]) -> str:
     return "".join(names[i] for i in ids).replace("Ġ", " ")
 
 
-@pytest.mark.parametrize("augment_seed", [None, 5])
+@pytest.mark.parametrize(
+    "augmentation",
+    [None, Augmentation(5, 160_000, loudness=True), Augmentation(5, 160_000, speed=True)],
+    ids=["as they are", "loudness", "speed"],
+)
 def test_clips_stand_where_the_labels_say(
-    index: ShardIndex, encoder: LabelEncoder, model: Path, augment_seed: int | None
+    index: ShardIndex, encoder: LabelEncoder, model: Path, augmentation: Augmentation | None
 ) -> None:
-    split = split_of(index, encoder, pack=0.8, timestamps=0.5)
+    split = split_of(index, encoder, augmentation, pack=0.8, timestamps=0.5)
     tokenizer = load_processor(str(model)).tokenizer
     zero = tokenizer.get_vocab()["<|0.00|>"]
     clips = {f"{int(row):08d}": i for i, row in enumerate(index.table["row"])}
-    seen, timed = Counter[str](), Counter[bool]()
+    seen, timed, lengths = Counter[str](), Counter[bool](), Counter[float]()
     for planned in split.plan(PlanOptions(4), seed=5, epoch=2):
-        batch = serve(split, planned, 2, augment_seed)
+        batch = serve(split, planned, 2)
         assert batch.waveforms.shape[1] == planned.num_samples <= 160_000
         for waveform, key, inputs in zip(batch.waveforms, batch.keys, batch.decoder_input_ids.tolist(), strict=True):
             keys = key.split("+")
@@ -209,9 +219,10 @@ def test_clips_stand_where_the_labels_say(
                 assert spans == "".join(f"| {text.sentence}|" for text in texts)
             end = 0
             for each, begin, stop in zip(keys, times[::2], times[1::2], strict=True):
-                clip = BatchDataset(index, encoder, augment_seed)[PlannedBatch((clips[each],), 160_000), 2]
+                clip = BatchDataset(index, encoder, augmentation)[PlannedBatch((clips[each],), 160_000), 2]
                 assert not isinstance(clip, UserError)
-                length = int(index.num_samples[clips[each]])
+                length = round(clip.audio_seconds * 16_000)
+                lengths[length / int(index.num_samples[clips[each]])] += 1
                 assert begin * POSITION >= end
                 start, end = begin * POSITION, begin * POSITION + length
                 assert torch.equal(waveform[start:end], clip.waveforms[0, :length])
@@ -219,6 +230,7 @@ def test_clips_stand_where_the_labels_say(
             assert not waveform[end:].any()
     assert seen == Counter(clips.keys() - {f"{int(index.table['row'][3]):08d}"})
     assert min(timed.values()) > 1, timed
+    assert (len(lengths) > 2) == (augmentation is not None and augmentation.speed)
 
 
 def test_one_label_as_openai_writes_it(encoder: LabelEncoder) -> None:

@@ -5,12 +5,23 @@ from __future__ import annotations
 import hashlib
 
 import torch
+from torchaudio.functional import fftconvolve
 
+from whisper_lightning.audio.constants import SAMPLE_RATE_HZ
+from whisper_lightning.audio.read import resample
+
+SPEEDS_IN_TENTHS = (9, 10, 11)
+"""Speed perturbation's (Ko et al. 2015, Interspeech): each is as likely as the others, and pitch goes with it."""
 MAX_GAIN_DB = 6.0
 NOISE_SHARE = 0.5
 """Share of utterances that get noise."""
 SNR_DB = (10.0, 40.0)
 """Power of the utterance over that of the noise."""
+
+
+def draw(*identity: object) -> int:
+    """Return a number of 64 bits that depends on its arguments alone, and looks as if drawn."""
+    return int.from_bytes(hashlib.sha256(repr(identity).encode()).digest()[:8], "little")
 
 
 def augment(waveform: torch.Tensor, seed: int, epoch: int, key: str) -> torch.Tensor:
@@ -27,15 +38,44 @@ def augment(waveform: torch.Tensor, seed: int, epoch: int, key: str) -> torch.Te
     Returns:
         `(N,)`, a new tensor.
     """
-    digest = hashlib.sha256(repr((seed, epoch, key)).encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    generator = torch.Generator().manual_seed(draw(seed, epoch, key) >> 1)
     gain, chance, snr = torch.rand(3, generator=generator).tolist()
     waveform = waveform * 10 ** (MAX_GAIN_DB * (2 * gain - 1) / 20)
     if chance < NOISE_SHARE:
         snr_db = SNR_DB[0] + (SNR_DB[1] - SNR_DB[0]) * snr
-        scale = waveform.square().mean().sqrt() * 10 ** (-snr_db / 20)
+        scale = rms(waveform) * 10 ** (-snr_db / 20)
         waveform = waveform + scale * torch.randn(len(waveform), generator=generator)
     return waveform.clamp(-1, 1)
+
+
+def rms(waveform: torch.Tensor) -> torch.Tensor:
+    """Return the root mean square of `(N,)`."""
+    return waveform.square().mean().sqrt()
+
+
+def change_speed(waveform: torch.Tensor, tenths: int) -> torch.Tensor:
+    """Play `(N,)` at so many tenths of its speed, as a tape; `(ceil(10 N / tenths),)`."""
+    return resample(waveform, SAMPLE_RATE_HZ * tenths // 10)
+
+
+def reverberate(waveform: torch.Tensor, response: torch.Tensor) -> torch.Tensor:
+    """Let an utterance sound in a room; its direct sound and its loudness stay as they are.
+
+    Args:
+        waveform: `(N,)`.
+        response: `(M,)`, the room's impulse response.
+
+    Returns:
+        `(N,)`.
+    """
+    direct = int(response.abs().argmax())
+    heard: torch.Tensor = fftconvolve(waveform, response)[direct : direct + len(waveform)]
+    return heard * (rms(waveform) / rms(heard).clamp(min=1e-9))
+
+
+def mix(waveform: torch.Tensor, noise: torch.Tensor, snr_db: float) -> torch.Tensor:
+    """Add a recorded noise `(N,)` to an utterance `(N,)`, so many dB below it; a silent one adds nothing."""
+    return waveform + noise * (rms(waveform) / rms(noise).clamp(min=1e-9) * 10 ** (-snr_db / 20))
 
 
 def mask_log_mel(

@@ -182,15 +182,15 @@ def _to_16_khz_mono(blocks: Iterator[Block]) -> Iterator[torch.Tensor]:
         kept = torch.cat([kept, torch.from_numpy(_mix(samples))])
         if len(kept) > (BLOCK_SECONDS + 2) * rate:
             seconds = len(kept) // rate - 1
-            yield _resample(kept[: (seconds + 1) * rate], rate)[before * SAMPLE_RATE_HZ : seconds * SAMPLE_RATE_HZ]
+            yield resample(kept[: (seconds + 1) * rate], rate)[before * SAMPLE_RATE_HZ : seconds * SAMPLE_RATE_HZ]
             kept, before = kept[(seconds - 1) * rate :], 1
     if len(kept) == 0:
         raise AudioError("empty", "no samples")
-    yield _resample(kept, rate)[before * SAMPLE_RATE_HZ :]
+    yield resample(kept, rate)[before * SAMPLE_RATE_HZ :]
 
 
-def _resample(waveform: torch.Tensor, rate_hz: int) -> torch.Tensor:
-    """Bring `(N,)` to 16 kHz."""
+def resample(waveform: torch.Tensor, rate_hz: int) -> torch.Tensor:
+    """Bring `(N,)` of a sampling rate to 16 kHz."""
     if rate_hz == SAMPLE_RATE_HZ:
         return waveform
     divisor = math.gcd(rate_hz, SAMPLE_RATE_HZ)

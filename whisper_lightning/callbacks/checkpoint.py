@@ -38,6 +38,7 @@ DATA_OPTIONS = (
     "batch_size",
     "max_batch_seconds",
     "augment",
+    "speed",
     "timestamps",
     "pack",
     "prompt",
@@ -224,7 +225,7 @@ def refuse_another_run(checkpoint: dict[str, Any], run: dict[str, Any], path: Pa
             f"run, and cannot be continued exactly. {_anew(path)}"
         )
     saved = checkpoint["run"]
-    splits = {f"data.{name}" for name in ("train", "val", "test")}
+    splits = {f"data.{name}" for name in ("train", "val", "test", "noise", "reverb")}
     kinds = {name: "data" if name in splits or name.startswith("data.guard/") else name for name in saved | run}
     differing = [
         f"{name}: {OTHER[kinds[name]]} than before" if kinds[name] in OTHER and name in saved and name in run

@@ -114,7 +114,8 @@ class WhisperCLI(LightningCLI):
         if self.config.subcommand == "fit":
             check_fit(config)
         data = config.data
-        check_sources(name_sources(data.train, data.val, data.test, data.predict, data.guard), self.config.subcommand)
+        named = (data.train, data.val, data.test, data.predict, data.guard)
+        check_sources(name_sources(*named, noise=data.noise, reverb=data.reverb), self.config.subcommand)
         folder = Path(config.trainer.default_root_dir)
         if self.config.subcommand == "fit":
             if is_first_process() and not config.trainer.fast_dev_run:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol, cast
 
 from lightning.pytorch import LightningDataModule
 
+from whisper_lightning.data.augmentation import Augmentation, Recordings
 from whisper_lightning.data.generations import holds_recordings, open_csv, open_folder
 from whisper_lightning.data.loader import BatchDataset, EpochLoader
 from whisper_lightning.data.long import LONG, long_windows
@@ -19,6 +21,7 @@ from whisper_lightning.data.rows import RowOptions, make_rows
 from whisper_lightning.data.shards import ShardIndex
 from whisper_lightning.data.splits import (
     GUARD,
+    SOUNDS,
     Split,
     admit,
     choose,
@@ -33,6 +36,9 @@ from whisper_lightning.errors import UserError
 from whisper_lightning.text import LabelEncoder
 
 logger = logging.getLogger(__name__)
+
+WITHOUT_SENTENCES = ("predict", *SOUNDS)
+"""Splits that need none."""
 
 
 class Model(Protocol):
@@ -75,7 +81,11 @@ class SpeechDataModule(LightningDataModule):
         eval_batch_size: Utterances per batch and device in validation, test and prediction.
         max_batch_seconds: Cap on the padded audio of a batch in seconds, to bound memory; longer batches get fewer
             utterances.
-        augment: Change loudness and add noise in training, anew in each epoch.
+        augment: Change loudness and add white noise in training, anew in each epoch.
+        speed: Play training utterances at 0.9, 1 or 1.1 times their speed, anew in each epoch.
+        noise: Recordings of noise, in a folder, CSV or folder of shards, one of which is added to half of the training
+            utterances, 10 to 40 dB below them. Longer ones than the model's context take columns `start` and `end`.
+        reverb: Impulse responses of rooms, given likewise, in one of which half of the training utterances sound.
         timestamps: Share of the training utterances (0 to 1) whose label has time stamps, drawn anew in each epoch.
         pack: Share of the training utterances that are put into windows of up to the model's context, several of one
             speaker one after the other, whose labels have the time stamps of each. The columns `speaker` or
@@ -105,6 +115,9 @@ class SpeechDataModule(LightningDataModule):
         eval_batch_size: int = 32,
         max_batch_seconds: float | None = None,
         augment: bool = False,
+        speed: bool = False,
+        noise: str | None = None,
+        reverb: str | None = None,
         timestamps: float = 0.0,
         pack: float = 0.0,
         prompt: float = 0.0,
@@ -116,7 +129,7 @@ class SpeechDataModule(LightningDataModule):
         seed: int = 42,
     ) -> None:
         super().__init__()
-        self.sources = name_sources(train, val, test, predict, guard)
+        self.sources = name_sources(train, val, test, predict, guard, noise=noise, reverb=reverb)
         self.guard_languages, self.guard_utterances = guard_languages or {}, guard_utterances
         self.guard_windows = guard_windows
         if unknown := self.guard_languages.keys() - (guard or {}).keys():
@@ -132,7 +145,7 @@ class SpeechDataModule(LightningDataModule):
         self.columns = columns
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.max_batch_seconds = max_batch_seconds
-        self.augment = augment
+        self.augment, self.speed = augment, speed
         self.timestamps, self.pack, self.prompt = timestamps, pack, prompt
         self._row_options = RowOptions(timestamps, pack, prompt)
         self.num_workers = num_workers
@@ -172,7 +185,7 @@ class SpeechDataModule(LightningDataModule):
         if trainer.is_global_zero:
             write_rejected(self.splits, Path(trainer.default_root_dir))
             for name in needed if stage == "fit" else ():
-                if name != "train":
+                if name not in ("train", *SOUNDS):
                     warn_of_overlap(self.splits["train"], self.splits[name], name)
 
     def _add_long_windows(self) -> None:
@@ -211,7 +224,7 @@ class SpeechDataModule(LightningDataModule):
             index = open_folder(path)
         elif path.exists():
             options = (self.audio_root, self.columns)
-            index = open_csv(path, *options, require_sentence=name != "predict")
+            index = open_csv(path, *options, require_sentence=name not in WITHOUT_SENTENCES)
         else:
             raise UserError(f"data.{name}: there is no CSV and no folder of shards at {source!r}")
         self._opened[source] = index
@@ -221,7 +234,7 @@ class SpeechDataModule(LightningDataModule):
         index = self._shards(name)
         if index.remote is not None:
             warn_of_small_cache(name, index, self.cache_bytes)
-        required = name != "predict" or isinstance(self.sources[name], float)
+        required = name not in WITHOUT_SENTENCES or isinstance(self.sources[name], float)
         model = self._model
         limits = (model.full_samples, model.max_label_tokens)
         language = None
@@ -229,12 +242,27 @@ class SpeechDataModule(LightningDataModule):
             language = guard_language(model.encoder, name, self.guard_languages)
         members, rejected = admit(index, *limits, model.encoder, require_sentence=required, language=language)
         members = members[choose(self.sources, name, len(members), self.seed)]
-        rows = None
-        if name == "train" and self._row_options:
-            rows = make_rows(index, members, self._row_options, model.encoder, *limits, seed=self.seed)
-            if rows.windows is not None:
-                logger.info("data.pack: %s", rows.windows)
-        return Split(index, members, index.rejected() + rejected, rows, language)
+        split = Split(index, members, index.rejected() + rejected, language=language)
+        return self._prepare_training(split) if name == "train" else split
+
+    def _prepare_training(self, split: Split) -> Split:
+        model = self._model
+        sounds = {
+            name: Recordings(self.splits[name].index, self.splits[name].members)
+            for name in SOUNDS
+            if name in self.splits
+        }
+        if self.augment or self.speed or sounds:
+            augmentation = Augmentation(self.seed, model.full_samples, self.augment, self.speed, **sounds)
+            split = replace(split, augmentation=augmentation)
+        if self._row_options:
+            limits = (model.full_samples, model.max_label_tokens)
+            given = (split.index, split.members, self._row_options, model.encoder, *limits)
+            split = replace(split, rows=make_rows(*given, seed=self.seed, num_samples=split.longest))
+            assert split.rows is not None
+            if split.rows.windows is not None:
+                logger.info("data.pack: %s", split.rows.windows)
+        return split
 
     def _loader(self, name: str, batch_size: int, most: int | None = None) -> EpochLoader:
         trainer, split = self.trainer, self.splits[name]
@@ -256,7 +284,7 @@ class SpeechDataModule(LightningDataModule):
             BatchDataset(
                 split.index,
                 self._model.encoder,
-                self.seed if training and self.augment else None,
+                split.augmentation,
                 split.rows,
                 split.language,
                 timed=name == LONG,

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from whisper_lightning.audio.augment import augment
 from whisper_lightning.audio.constants import SAMPLE_RATE_HZ, SAMPLES_PER_POSITION
 from whisper_lightning.batch import Batch
+from whisper_lightning.data.augmentation import Augmentation
 from whisper_lightning.data.format import Utterance, spoken_language
 from whisper_lightning.data.plan import Plan, PlannedBatch
 from whisper_lightning.data.rows import Label, Rows
@@ -68,7 +68,7 @@ class BatchDataset(Dataset[Batch | UserError]):
     Attributes:
         index: Where the utterances are.
         encoder: Makes label ids.
-        augment_seed: Seed of the augmentation; None for none.
+        augmentation: What is done to the sound of its utterances.
         rows: Makes rows of more than an utterance and its sentence.
         language: Of a guard's utterances that name none; None: all are in the encoder's.
         timed: Whether every row has time stamps, and is decoded with them.
@@ -76,7 +76,7 @@ class BatchDataset(Dataset[Batch | UserError]):
 
     index: ShardIndex
     encoder: LabelEncoder
-    augment_seed: int | None = None
+    augmentation: Augmentation | None = None
     rows: Rows | None = None
     language: str | None = None
     timed: bool = False
@@ -101,9 +101,7 @@ class BatchDataset(Dataset[Batch | UserError]):
     def _read(self, planned: PlannedBatch, epoch: int) -> Batch:
         def read(i: int) -> Utterance:
             utterance = self.index.read(i)
-            if self.augment_seed is None:
-                return utterance
-            return utterance._replace(waveform=augment(utterance.waveform, self.augment_seed, epoch, utterance.key))
+            return utterance if self.augmentation is None else self.augmentation(utterance, epoch)
 
         if self.rows is not None:
             rows = [self.rows.read(number, epoch, read, self.index.read_text) for number in planned.indices]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from whisper_lightning.audio.augment import draw
 from whisper_lightning.audio.constants import SAMPLE_RATE_HZ, SAMPLES_PER_POSITION
 from whisper_lightning.audio.join import join
 from whisper_lightning.data.format import Utterance
@@ -147,8 +147,7 @@ class Rows:
         return self._draw(what, epoch, key) / 2**64
 
     def _draw(self, what: str, epoch: int, key: str) -> int:
-        digest = hashlib.sha256(repr((what, self.seed, epoch, key)).encode()).digest()
-        return int.from_bytes(digest[:8], "little")
+        return draw(what, self.seed, epoch, key)
 
 
 def make_rows(
@@ -160,6 +159,7 @@ def make_rows(
     max_tokens: int,
     *,
     seed: int,
+    num_samples: NDArray[np.integer] | None = None,
 ) -> Rows:
     """Read who says what, as far as it is needed, and compose the windows.
 
@@ -171,6 +171,7 @@ def make_rows(
         max_samples: The model's context.
         max_tokens: Its longest label.
         seed: The run's seed.
+        num_samples: The greatest length that each member has in an epoch, `(U,)`; by default that in the index.
 
     Raises:
         UserError: The model lacks tokens, or a shard cannot be read.
@@ -191,7 +192,7 @@ def make_rows(
         previous[members] = np.where(before < 0, -1, members[before])
     if options.pack:
         windows = compose_windows(
-            index.num_samples[members],
+            index.num_samples[members] if num_samples is None else num_samples,
             np.where(packed, speakers, ALONE),
             num_tokens,
             max_samples=max_samples,

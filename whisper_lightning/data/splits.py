@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from whisper_lightning.audio.constants import SAMPLE_RATE_HZ
+from whisper_lightning.data.augmentation import Augmentation
 from whisper_lightning.data.format import Rejected, spoken_language
 from whisper_lightning.data.manifest import special_token
 from whisper_lightning.data.plan import Plan, PlanOptions, plan_epoch
@@ -26,6 +27,8 @@ Sources = dict[str, str | float]
 """By the name of the split: CSV, folder of shards or URL, or a share (0 to 1) that is held out of `train`."""
 GUARD = "guard/"
 """What the name of a guard's split begins with."""
+SOUNDS = ("noise", "reverb")
+"""Splits of recordings that training utterances are mixed with."""
 
 
 def name_sources(
@@ -34,6 +37,9 @@ def name_sources(
     test: str | None = None,
     predict: str | None = None,
     guard: Mapping[str, str] | None = None,
+    *,
+    noise: str | None = None,
+    reverb: str | None = None,
 ) -> Sources:
     """Return what each split is read from. One that is not named is what another one is: test as val, predict as test.
 
@@ -43,6 +49,7 @@ def name_sources(
     test_or_val = val if test is None else test
     named: Sources = {"train": train, "val": val, "test": test_or_val}
     named["predict"] = test_or_val if predict is None else predict
+    named |= {name: path for name, path in zip(SOUNDS, (noise, reverb), strict=True) if path is not None}
     for name, path in (guard or {}).items():
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", name):
             raise UserError(f"data.guard: {name!r} is no name for a guard; take letters, digits, - and _")
@@ -69,7 +76,8 @@ def needed_splits(sources: Sources, stage: str) -> list[str]:
     """Return the splits that `fit`, `validate`, `test` or `predict` opens; `fit` tests at its end."""
     guards = [name for name in sources if name.startswith(GUARD)]
     if stage == "fit":
-        return ["train", "val", *([] if tests_on_val(sources) else ["test"]), *guards]
+        sounds = [name for name in SOUNDS if name in sources]
+        return [*sounds, "train", "val", *([] if tests_on_val(sources) else ["test"]), *guards]
     return [{"validate": "val"}.get(stage, stage), *(guards if stage != "predict" else [])]
 
 
@@ -130,6 +138,7 @@ class Split:
         rejected: What was left out, and why.
         rows: What the rows of its batches are, where that is more than an utterance and its sentence.
         language: Of a guard's utterances that name none; None: all are in the language that is trained.
+        augmentation: What is done to the sound of its utterances.
     """
 
     index: ShardIndex
@@ -137,6 +146,7 @@ class Split:
     rejected: list[Rejected]
     rows: Rows | None = None
     language: str | None = None
+    augmentation: Augmentation | None = None
 
     def sample(self, count: int, seed: int) -> Split:
         """Return a split of so many of the utterances, always the same ones; of all if there are no more."""
@@ -144,6 +154,12 @@ class Split:
             return self
         chosen = np.random.Generator(np.random.PCG64(seed)).permutation(len(self.members))[:count]
         return replace(self, members=self.members[np.sort(chosen)])
+
+    @property
+    def longest(self) -> NDArray[np.integer]:
+        """Greatest length that each member has in an epoch, in samples, `(U,)`."""
+        num_samples = self.index.num_samples[self.members]
+        return num_samples if self.augmentation is None else self.augmentation.longest(num_samples)
 
     @property
     def seconds(self) -> float:
@@ -166,7 +182,7 @@ class Split:
         """
         windows = self.rows and self.rows.windows
         plan = plan_epoch(
-            windows.num_samples if windows else self.index.num_samples[self.members],
+            windows.num_samples if windows else self.longest,
             self.index.table["shard"][windows.first if windows else self.members],
             options,
             seed=seed,

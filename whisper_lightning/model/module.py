@@ -55,6 +55,7 @@ class WhisperModule(LightningModule):
             whole rate and the encoder's first the least; 1 treats all alike.
         freeze_encoder: Train the decoder alone.
         label_smoothing: Share of each label that is spread over all tokens in training.
+        layer_drop: Share of the utterances that each layer is left out for in training.
         activation_seconds: Padded seconds of audio whose activations are kept at once. A longer batch goes through the
             model in parts that are computed again in the backward pass: the same gradients, bounded memory.
         max_tokens: Longest decoded transcript, in tokens.
@@ -78,6 +79,7 @@ class WhisperModule(LightningModule):
         layer_decay: float = 1.0,
         freeze_encoder: bool = False,
         label_smoothing: float = 0.0,
+        layer_drop: float = 0.0,
         activation_seconds: float = 120.0,
         max_tokens: int = 225,
         num_beams: int = 1,
@@ -88,12 +90,16 @@ class WhisperModule(LightningModule):
         self.checkpoint, self.task, self.suppress_tokens = checkpoint, task, suppress_tokens
         self.learning_rate, self.warmup_steps, self.schedule = learning_rate, warmup_steps, schedule
         self.weight_decay, self.layer_decay, self.label_smoothing = weight_decay, layer_decay, label_smoothing
-        check_shares(layer_decay=layer_decay, label_smoothing=label_smoothing)
+        check_shares(layer_decay=layer_decay, label_smoothing=label_smoothing, layer_drop=layer_drop)
         self.activation_seconds, self.spec_augment, self.max_tokens = activation_seconds, spec_augment, max_tokens
         self.processor = load_processor(checkpoint)
         self.encoder = LabelEncoder(self.processor.tokenizer, language_code(language), task)
         self.whisper = load_whisper(
-            checkpoint, self.encoder, random_weights=random_weights, suppress=suppress_tokens != "none"
+            checkpoint,
+            self.encoder,
+            random_weights=random_weights,
+            suppress=suppress_tokens != "none",
+            layer_drop=layer_drop,
         )
         self.whisper.generation_config.num_beams = num_beams
         self.identity = identify(self.whisper, self.processor.tokenizer, with_weights=not random_weights)

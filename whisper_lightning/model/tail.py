@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from whisper_lightning.errors import UserError
+from whisper_lightning.model.depth import leave_out
 
 MARGIN = 3
 """Positions behind the speech that are computed exactly; the windows of its last frames reach into two."""
@@ -154,11 +155,12 @@ def encode(encoder: WhisperEncoder, features: torch.Tensor, sample: Sample | Non
     states = F.dropout(states + positions[: states.shape[1]], p=encoder.dropout, training=encoder.training)
     if sample is None:
         for layer in encoder.layers:
-            states = layer(states, None)
+            states = leave_out(states, layer(states, None), encoder.layerdrop, training=encoder.training)
         return Encoded(encoder.layer_norm(states), None)
     for layer, loud, defect in zip(encoder.layers, sample.loud, sample.defects, strict=False):
         heard = layer.self_attn_layer_norm(_join(states, loud))
-        states = layer(states, sample.log_weights, key_value_states=heard) + defect
+        after = layer(states, sample.log_weights, key_value_states=heard) + defect
+        states = leave_out(states, after, encoder.layerdrop, training=encoder.training)
     return Encoded(encoder.layer_norm(_join(states, sample.loud[-1])), sample.log_weights)
 
 

@@ -14,13 +14,14 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from whisper_lightning.errors import UserError
 from whisper_lightning.hub import first_line, load_config
+from whisper_lightning.model.depth import leave_out
 from whisper_lightning.model.tail import Encoded, Sample, encode
 from whisper_lightning.model.weights import load_weights
 from whisper_lightning.text import LabelEncoder, Task
 
 
 def load_whisper(
-    checkpoint: str, encoder: LabelEncoder, *, random_weights: bool, suppress: bool
+    checkpoint: str, encoder: LabelEncoder, *, random_weights: bool, suppress: bool, layer_drop: float = 0.0
 ) -> WhisperForConditionalGeneration:
     """Load a Whisper by hub name or local folder, in float32.
 
@@ -29,14 +30,15 @@ def load_whisper(
         encoder: Language, task and special tokens; they go into the generation config.
         random_weights: Take the configuration alone.
         suppress: Never generate the tokens that the checkpoint suppresses.
+        layer_drop: Share of the utterances that a layer is left out for in training.
 
     Raises:
         UserError: No model there, no weights, or weights of another model.
     """
     config = load_config(checkpoint)
-    # LayerDrop draws from torch's CPU generator in the middle of the forward pass; no published Whisper uses it.
-    config.encoder_layerdrop = config.decoder_layerdrop = 0.0
+    config.encoder_layerdrop = config.decoder_layerdrop = 0.0  # ours is of this training, and in no model's folder
     whisper = WhisperForConditionalGeneration(config) if random_weights else load_weights(checkpoint, config)
+    whisper.model.encoder.layerdrop = whisper.model.decoder.layerdrop = layer_drop
     whisper.generation_config = greedy_config(checkpoint, config, encoder, suppress=suppress)
     return whisper
 
@@ -112,7 +114,8 @@ def decoder_states(
     states = F.dropout(states, p=decoder.dropout, training=decoder.training)
     for layer in decoder.layers:
         # By position: transformers 5.24 gave the cache another name. Without a mask attention is causal.
-        states = layer(states, None, encoded.states, encoded.log_weights, cache)
+        after = layer(states, None, encoded.states, encoded.log_weights, cache)
+        states = leave_out(states, after, decoder.layerdrop, training=decoder.training)
     return cast("torch.Tensor", decoder.layer_norm(states))
 
 
