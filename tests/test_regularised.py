@@ -121,3 +121,14 @@ def test_shares_beyond_one_are_refused(option: str, tmp_path: Path, capsys: pyte
     corpus = copy_corpus(tmp_path / "corpus", 2, 2)
     assert main([*quick_arguments(corpus, tmp_path / "run"), f"--model.{option}"]) == 2
     assert f"model.{option.split('=')[0]}: " in one_error(capsys)
+
+
+def test_a_run_that_gets_no_better_is_stopped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The preset beside another configuration: here the learning rate is 0; the best step is tested all the same."""
+    corpus = copy_corpus(tmp_path / "corpus", 8, 4)
+    fit, config, *options = quick_arguments(corpus, tmp_path / "run")
+    options += ["--trainer.max_steps=40", "--model.learning_rate=0", "--data.guard_windows=0"]
+    assert main([fit, config, "--config=early_stop.yaml", *options]) == 0
+    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 10
+    assert "did not improve in the last 4 records" in caplog.text
+    assert (tmp_path / "run" / "transcripts" / "test.csv").is_file()
