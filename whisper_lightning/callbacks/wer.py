@@ -16,6 +16,7 @@ from whisper_lightning.callbacks.checkpoint import ExactResume
 from whisper_lightning.callbacks.heard import Heard, gather
 from whisper_lightning.callbacks.shown import log_transcripts, render
 from whisper_lightning.callbacks.silence import count_words, hear_silence
+from whisper_lightning.scoring.translation import score_translations
 from whisper_lightning.scoring.utterance import (
     measure_difference,
     read_transcripts,
@@ -161,6 +162,9 @@ class EvaluateWER(Callback):
         figures, which = heard.measure(), _guard(stage)
         if trainer.is_global_zero:
             self._keep(trainer, which, heard, name)
+            if trainer.lightning_module.task == "translate":
+                texts = ([row.hypothesis for row in heard.rows], [row.reference for row in heard.rows])
+                figures |= score_translations(*texts)
             if which and against not in (None, name):
                 figures |= self._compare(trainer, which, name, str(against))
             self._show(trainer, stage, heard, figures)
@@ -204,6 +208,8 @@ class EvaluateWER(Callback):
             trainer.lightning_module.print(f"{title}normalized WER {figures['wer_normalized']:.2f} %{change}")
             return
         title += f"WER {figures['wer']:.2f} %, decoded at full context"
+        if "bleu" in figures:
+            title += f", BLEU {figures['bleu']:.1f}, chrF {figures['chrf']:.1f}"
         trainer.lightning_module.print(render(title, heard.rows, self.num_shown))
         if self.candidate is None:
             log_transcripts(trainer, stage, heard.rows, self.num_shown)

@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer
 
 from whisper_lightning.callbacks.length import check_warmup
 from whisper_lightning.errors import UserError
+from whisper_lightning.scoring.translation import check_sacrebleu
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ def check_fit(config: Namespace) -> None:
         value = config.get(key)
         if value is not None and value < least:
             raise UserError(f"{key}: {value}; the least is {least}")
+    if config.model.task == "translate":
+        check_sacrebleu()
     _check_length(trainer, config.model.warmup_steps)
     _check_validation(trainer)
     if trainer.enable_checkpointing is False:

@@ -14,6 +14,7 @@ from whisper_lightning.callbacks.best import KeepBest
 from whisper_lightning.callbacks.interpolate import Candidate
 from whisper_lightning.data.datamodule import SpeechDataModule
 from whisper_lightning.scoring.intervals import Difference
+from whisper_lightning.scoring.translation import score_translations
 from whisper_lightning.scoring.utterance import measure, measure_difference, read_transcripts, transcripts_path
 
 logger = logging.getLogger(__name__)
@@ -77,12 +78,23 @@ def sum_up(
     if before is not None and difference is not None:
         lines.append(f"Before training, the same utterances decoded alike: {measure(before, 'wer').write(' %')}")
         lines.append(f"Difference: {_write(difference)}")
+    if trainer.lightning_module.task == "translate":
+        lines.append(_say_of_translations(after, before))
     lines += remarks
     model = folder / "best"
     lines.append(f"Best model ({describe(best, chosen)}): {model}")
     lines.append(f'Use it: transformers.pipeline("automatic-speech-recognition", model="{model.as_posix()}")')
     _log(trainer, best, before, difference)
     logger.info("\n%s", "\n".join(lines))
+
+
+def _say_of_translations(after: pd.DataFrame, before: pd.DataFrame | None) -> str:
+    said = []
+    for table in (after, before):
+        if table is not None:
+            scores = score_translations(table["hypothesis"].tolist(), table["reference"].tolist())
+            said.append(f"BLEU {scores['bleu']:.1f}, chrF {scores['chrf']:.1f}")
+    return said[0] + (f" (before: {said[1]})" if len(said) > 1 else "")
 
 
 def _say_of_guard(folder: Path, guard: str) -> list[str]:
