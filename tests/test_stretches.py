@@ -18,6 +18,7 @@ from whisper_lightning.cli import main
 from whisper_lightning.data.build import build_shards
 from whisper_lightning.data.manifest import seconds
 from whisper_lightning.data.source import read_source
+from whisper_lightning.data.subtitles import find_recording, find_subtitles
 from whisper_lightning.errors import UserError
 
 SRT = """\ufeff1
@@ -178,6 +179,25 @@ def test_subtitles_of_the_web_name_their_speakers(recording: Path) -> None:
     ana, luis = read_source(path)
     assert (ana.sentence, ana.extra["speaker"], ana.start, ana.end) == ("Buenas tardes a todos,", "Ana López", 0.5, 3)
     assert (luis.sentence, luis.extra["speaker"]) == ("y a todas", "Luis")
+
+
+def test_subtitles_belong_to_the_recording_of_their_name(tmp_path: Path) -> None:
+    """Or of their name without a language; `charla.parte2.srt` is not of `charla.mp3`."""
+    for name in ("charla.mp3", "charla.parte2.mp3", "charla.parte2.srt", "otra.mp3", "otra.es-MX.VTT", "sin.mp3"):
+        (tmp_path / name).touch()
+    names = ("charla", "charla.parte2", "otra", "sin")
+    found = dict(zip(names, find_subtitles([tmp_path / f"{name}.mp3" for name in names]), strict=True))
+    assert {name: path and path.name for name, path in found.items()} == {
+        "charla": None,
+        "charla.parte2": "charla.parte2.srt",
+        "otra": "otra.es-MX.VTT",
+        "sin": None,
+    }
+    for subtitles in filter(None, found.values()):
+        assert find_subtitles([find_recording(subtitles)]) == [subtitles]
+    (tmp_path / "charla.parte3.srt").touch()
+    with pytest.raises(UserError, match=r"put charla\.parte3\.mp3 there"):
+        find_recording(tmp_path / "charla.parte3.srt")
 
 
 def test_a_folder_of_recordings(corpus: Path, recording: Path) -> None:

@@ -51,14 +51,15 @@ def _is_folder(path: Path) -> bool:
 
 
 def _read_folder(folder: Path, require_sentence: bool) -> Iterator[Row]:
-    recordings = [(audio, find_subtitles(audio)) for audio in find_audio([folder])]
-    if require_sentence and not any(subtitles for _, subtitles in recordings):
+    recordings = find_audio([folder])
+    found = find_subtitles(recordings)
+    if require_sentence and not any(found):
         raise UserError(
             f"{folder}: no sentences; give a CSV of audio paths and sentences, or put subtitles beside the "
-            f"recordings ({recordings[0][0].stem}.srt)"
+            f"recordings ({recordings[0].stem}.srt)"
         )
     root, number = folder.resolve(), 1
-    for audio, subtitles in recordings:
+    for audio, subtitles in zip(recordings, found, strict=True):
         written = audio.relative_to(root).as_posix()
         if subtitles is None:
             yield Row(number, written, str(audio), "", {})
@@ -81,7 +82,7 @@ def identity(source: Path) -> Iterator[bytes]:
     if _is_folder(source):
         recordings = find_audio([source])
         yield "\n".join(audio.relative_to(source.resolve()).as_posix() for audio in recordings).encode()
-        files = [subtitles for audio in recordings if (subtitles := find_subtitles(audio))]
+        files = list(filter(None, find_subtitles(recordings)))
     elif source.suffix.lower() in SUBTITLE_SUFFIXES:
         yield find_recording(source).name.encode()
     for path in files:

@@ -22,6 +22,7 @@ _VOICE = re.compile(r"<v(?:\.[^\s>]*)?\s+([^>]*)>")
 _MARKUP = re.compile(r"<[^>|]*>|\{\\[^}]*\}")
 _SOUNDS = re.compile(r"\[[^\]]*\]|[♪♫]+[^♪♫]*[♪♫]+|[♪♫]")
 _ASIDE = re.compile(r"\([^)]*\)")
+_LANGUAGE = re.compile(r"(.+)\.[A-Za-z]{2,3}(?:[-_][A-Za-z0-9]{2,4})?")
 _SENTENCE_END = re.compile(r"[.!?…:;]['\"»”’)]*$")
 
 
@@ -45,16 +46,15 @@ class Cue(NamedTuple):
     written: str
 
 
-def find_subtitles(audio: Path) -> Path | None:
-    """Return the subtitles beside a recording: `talk.srt` or `talk.es.srt` beside `talk.mp3`."""
-    for suffix in SUBTITLE_SUFFIXES:
-        beside = audio.with_suffix(suffix)
-        if beside.is_file():
-            return beside
-        named = sorted(audio.parent.glob(f"{_escape(audio.stem)}.*{suffix}"))
-        if named:
-            return named[0]
-    return None
+def find_subtitles(recordings: Sequence[Path]) -> list[Path | None]:
+    """Return the subtitles beside each recording: `talk.srt`, or `talk.es.srt`, beside `talk.mp3`."""
+    found: dict[tuple[Path, str], Path] = {}
+    for folder in {audio.parent for audio in recordings}:
+        paths = [path for path in folder.iterdir() if path.suffix.lower() in SUBTITLE_SUFFIXES]
+        for path in sorted(paths, key=lambda path: (len(path.name), path.name)):  # its own name first
+            for stem in _stems(path):
+                found.setdefault((folder, stem), path)
+    return [found.get((audio.parent, audio.stem)) for audio in recordings]
 
 
 def find_recording(subtitles: Path) -> Path:
@@ -63,18 +63,20 @@ def find_recording(subtitles: Path) -> Path:
     Raises:
         UserError: There is none.
     """
-    for stem in (subtitles.stem, Path(subtitles.stem).stem):
-        found = sorted(p for p in subtitles.parent.glob(f"{_escape(stem)}.*") if p.suffix.lower() in AUDIO_SUFFIXES)
-        if found:
-            return found[0]
+    for stem in _stems(subtitles):
+        for path in sorted(subtitles.parent.iterdir()) if subtitles.parent.is_dir() else ():
+            if path.stem == stem and path.suffix.lower() in AUDIO_SUFFIXES:
+                return path
     raise UserError(
         f"{subtitles}: there is no recording beside these subtitles; put {subtitles.stem}.mp3 there (or "
         f"{', '.join(AUDIO_SUFFIXES)})"
     )
 
 
-def _escape(name: str) -> str:
-    return re.sub(r"([\[\]?*])", r"[\1]", name)
+def _stems(subtitles: Path) -> list[str]:
+    """Return the names that a recording of subtitles may have: theirs, without the code of a language too."""
+    found = _LANGUAGE.fullmatch(subtitles.stem)
+    return [subtitles.stem, *([found[1]] if found else [])]
 
 
 def read_subtitles(path: Path, audio: Path, written: str, first_row: int = 1) -> Iterator[Row]:
