@@ -3,56 +3,42 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol, cast
+from typing import cast
 
 from lightning.pytorch import LightningDataModule
 
-from whisper_lightning.data.augmentation import Augmentation, Recordings
 from whisper_lightning.data.generations import holds_recordings, open_csv, open_folder
 from whisper_lightning.data.loader import BatchDataset, EpochLoader
 from whisper_lightning.data.long import LONG, long_windows
 from whisper_lightning.data.notices import report_split, warn_of_overlap, warn_of_small_cache, write_rejected
 from whisper_lightning.data.plan import Plan, PlanOptions
 from whisper_lightning.data.remote import RemoteFolder, default_cache
-from whisper_lightning.data.rows import RowOptions, make_rows
+from whisper_lightning.data.rows import RowOptions
 from whisper_lightning.data.shards import ShardIndex
 from whisper_lightning.data.splits import (
     GUARD,
     SOUNDS,
+    Model,
     Split,
     admit,
+    augment_with,
     choose,
     guard_language,
     name_sources,
     needed_splits,
+    prepare_training,
     read_from,
     tests_on_val,
 )
 from whisper_lightning.data.transfer import is_remote, local_path
 from whisper_lightning.errors import UserError
-from whisper_lightning.text import LabelEncoder
 
 logger = logging.getLogger(__name__)
 
 WITHOUT_SENTENCES = ("predict", *SOUNDS)
 """Splits that need none."""
-
-
-class Model(Protocol):
-    """What the data depend on of the module that is trained or tested.
-
-    Attributes:
-        encoder: Makes label ids.
-        full_samples: The longest utterance that it takes.
-        max_label_tokens: Its longest label.
-    """
-
-    encoder: LabelEncoder
-    full_samples: int
-    max_label_tokens: int
 
 
 class SpeechDataModule(LightningDataModule):
@@ -243,26 +229,10 @@ class SpeechDataModule(LightningDataModule):
         members, rejected = admit(index, *limits, model.encoder, require_sentence=required, language=language)
         members = members[choose(self.sources, name, len(members), self.seed)]
         split = Split(index, members, index.rejected() + rejected, language=language)
-        return self._prepare_training(split) if name == "train" else split
-
-    def _prepare_training(self, split: Split) -> Split:
-        model = self._model
-        sounds = {
-            name: Recordings(self.splits[name].index, self.splits[name].members)
-            for name in SOUNDS
-            if name in self.splits
-        }
-        if self.augment or self.speed or sounds:
-            augmentation = Augmentation(self.seed, model.full_samples, self.augment, self.speed, **sounds)
-            split = replace(split, augmentation=augmentation)
-        if self._row_options:
-            limits = (model.full_samples, model.max_label_tokens)
-            given = (split.index, split.members, self._row_options, model.encoder, *limits)
-            split = replace(split, rows=make_rows(*given, seed=self.seed, num_samples=split.longest))
-            assert split.rows is not None
-            if split.rows.windows is not None:
-                logger.info("data.pack: %s", split.rows.windows)
-        return split
+        if name != "train":
+            return split
+        augmentation = augment_with(self.splits, self.seed, model, loudness=self.augment, speed=self.speed)
+        return prepare_training(split, augmentation, self._row_options, model, self.seed)
 
     def _loader(self, name: str, batch_size: int, most: int | None = None) -> EpochLoader:
         trainer, split = self.trainer, self.splits[name]

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from whisper_lightning.audio.constants import SAMPLE_RATE_HZ
-from whisper_lightning.data.augmentation import Augmentation
+from whisper_lightning.data.augmentation import Augmentation, Recordings
 from whisper_lightning.data.format import Rejected, spoken_language
 from whisper_lightning.data.manifest import special_token
 from whisper_lightning.data.plan import Plan, PlanOptions, plan_epoch
-from whisper_lightning.data.rows import Rows
+from whisper_lightning.data.rows import RowOptions, Rows, make_rows
 from whisper_lightning.data.shards import ShardIndex
 from whisper_lightning.data.transfer import is_remote
 from whisper_lightning.errors import UserError
 from whisper_lightning.text import LabelEncoder
+
+logger = logging.getLogger(__name__)
 
 Sources = dict[str, str | float]
 """By the name of the split: CSV, folder of shards or URL, or a share (0 to 1) that is held out of `train`."""
@@ -29,6 +33,20 @@ GUARD = "guard/"
 """What the name of a guard's split begins with."""
 SOUNDS = ("noise", "reverb")
 """Splits of recordings that training utterances are mixed with."""
+
+
+class Model(Protocol):
+    """What the data depend on of the module that is trained or tested.
+
+    Attributes:
+        encoder: Makes label ids.
+        full_samples: The longest utterance that it takes.
+        max_label_tokens: Its longest label.
+    """
+
+    encoder: LabelEncoder
+    full_samples: int
+    max_label_tokens: int
 
 
 def name_sources(
@@ -249,3 +267,29 @@ def admit(
             rejected.append(Rejected(text.row, text.audio, "empty sentence", "there is no sentence"))
             admitted[i] = False
     return np.flatnonzero(admitted).astype(np.int32), rejected
+
+
+def augment_with(
+    splits: Mapping[str, Split], seed: int, model: Model, *, loudness: bool, speed: bool
+) -> Augmentation | None:
+    """Return what is done to the sound of training utterances, with the recordings that are open; None for nothing."""
+    sounds = {name: Recordings(splits[name].index, splits[name].members) for name in SOUNDS if name in splits}
+    return Augmentation(seed, model.full_samples, loudness, speed, **sounds) if loudness or speed or sounds else None
+
+
+def prepare_training(
+    split: Split, augmentation: Augmentation | None, options: RowOptions, model: Model, seed: int
+) -> Split:
+    """Return the split of the training with what its rows are.
+
+    Raises:
+        UserError: The model lacks tokens, or a shard cannot be read.
+    """
+    split = replace(split, augmentation=augmentation)
+    if not options:
+        return split
+    given = (split.index, split.members, options, model.encoder, model.full_samples, model.max_label_tokens)
+    rows = make_rows(*given, seed=seed, num_samples=split.longest)
+    if rows.windows is not None:
+        logger.info("data.pack: %s", rows.windows)
+    return replace(split, rows=rows)

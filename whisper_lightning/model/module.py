@@ -42,17 +42,14 @@ class WhisperModule(LightningModule):
             steps and data begin anew.
         language: Language of the speech, by code or English name.
         task: What the decoder is asked for.
-        tail: How finely the silence behind the speech is sampled, in cells: the model hears its own maximum (30 s for
-            every published Whisper), and few of its silent positions are computed. `exact` computes every one.
-        suppress_tokens: What is never written. Published Whispers have a list of marks, such as brackets and notes,
-            with which they would write `[Música]` on noise: `published` keeps it, `none` empties it, and `auto` takes
-            out what the sentences of the training data have.
+        tail: Cells in which the silence behind the speech, up to the model's own maximum, is sampled; or `exact`.
+        suppress_tokens: What is never written. Published Whispers list marks with which they would write `[Música]` on
+            noise: `published` keeps them, `none` empties the list, `auto` takes out what the training sentences have.
         learning_rate: Peak learning rate.
         warmup_steps: Optimizer steps of linear warm-up.
         schedule: Learning rate after the warm-up.
         weight_decay: AdamW's decay, on matrices only.
-        layer_decay: Factor on the learning rate from each layer to the one before it, the decoder's last having the
-            whole rate and the encoder's first the least; 1 treats all alike.
+        layer_decay: Factor on the learning rate from each layer to the one before it, from the decoder's last down.
         freeze_encoder: Train the decoder alone.
         label_smoothing: Share of each label that is spread over all tokens in training.
         layer_drop: Share of the utterances that each layer is left out for in training.
@@ -95,12 +92,9 @@ class WhisperModule(LightningModule):
         self.processor = load_processor(checkpoint)
         self.encoder = LabelEncoder(self.processor.tokenizer, language_code(language), task)
         self.whisper = load_whisper(
-            checkpoint,
-            self.encoder,
-            random_weights=random_weights,
-            suppress=suppress_tokens != "none",
-            layer_drop=layer_drop,
+            checkpoint, self.encoder, random_weights=random_weights, suppress=suppress_tokens != "none"
         )
+        self.whisper.model.encoder.layerdrop = self.whisper.model.decoder.layerdrop = layer_drop
         self.whisper.generation_config.num_beams = num_beams
         self.identity = identify(self.whisper, self.processor.tokenizer, with_weights=not random_weights)
         if initial_weights is not None:

@@ -21,7 +21,7 @@ from whisper_lightning.text import LabelEncoder, Task
 
 
 def load_whisper(
-    checkpoint: str, encoder: LabelEncoder, *, random_weights: bool, suppress: bool, layer_drop: float = 0.0
+    checkpoint: str, encoder: LabelEncoder, *, random_weights: bool, suppress: bool
 ) -> WhisperForConditionalGeneration:
     """Load a Whisper by hub name or local folder, in float32.
 
@@ -30,7 +30,6 @@ def load_whisper(
         encoder: Language, task and special tokens; they go into the generation config.
         random_weights: Take the configuration alone.
         suppress: Never generate the tokens that the checkpoint suppresses.
-        layer_drop: Share of the utterances that a layer is left out for in training.
 
     Raises:
         UserError: No model there, no weights, or weights of another model.
@@ -38,7 +37,6 @@ def load_whisper(
     config = load_config(checkpoint)
     config.encoder_layerdrop = config.decoder_layerdrop = 0.0  # ours is of this training, and in no model's folder
     whisper = WhisperForConditionalGeneration(config) if random_weights else load_weights(checkpoint, config)
-    whisper.model.encoder.layerdrop = whisper.model.decoder.layerdrop = layer_drop
     whisper.generation_config = greedy_config(checkpoint, config, encoder, suppress=suppress)
     return whisper
 
