@@ -189,7 +189,7 @@ def test_of_equal_candidates_the_one_nearer_to_the_start_is_taken() -> None:
     ("option", "message"),
     [
         ("--data.guard.a/b=x.csv", "no name for a guard"),
-        ("--data.guard.there=nowhere.csv", "data.guard/there: there is no CSV"),
+        ("--data.guard.there=nowhere.csv", "data.guard/there: there is nothing at"),
         ("--data.guard_languages.other=gl", "there is no guard other"),
         ("--data.guard_languages.both=xx", "no language 'xx'"),
         ("--data.guard_utterances=0", "data.guard_utterances: 0"),

@@ -257,3 +257,16 @@ def test_subtitles_that_cannot_be_read(
     path.write_bytes(content)
     assert main(["shards", str(path), str(recording.with_name("out"))]) == 2
     assert message in one_error(capsys)
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ("nada.srt", "there is nothing at"),
+        ("vacía", "not a folder of shards, since it has no index.json; nor is there"),
+    ],
+)
+def test_a_source_that_is_none(corpus: Path, capsys: pytest.CaptureFixture[str], train: str, message: str) -> None:
+    (corpus / "vacía").mkdir()
+    assert main([*quick_arguments(corpus, corpus / "run"), f"--data.train={corpus / train}"]) == 2
+    assert message in one_error(capsys)

@@ -30,14 +30,13 @@ class Cutter:
         self._begin = 0
         self._failure: AudioError | None = None
 
-    def cut(self, path: Path, start: float, end: float, max_seconds: float = MAX_SECONDS) -> torch.Tensor:
+    def cut(self, path: Path, start: float, end: float) -> torch.Tensor:
         """Cut a stretch out of a local audio file.
 
         Args:
             path: The recording.
             start: Where it begins, in seconds.
-            end: Where it ends; `math.inf` for the end of the recording.
-            max_seconds: Longest stretch that is accepted.
+            end: Where it ends, at most `MAX_SECONDS` later; `math.inf` for the end of the recording.
 
         Returns:
             `(N,)` float32 at 16 kHz.
@@ -45,9 +44,9 @@ class Cutter:
         Raises:
             AudioError: With the reason why it is rejected.
         """
-        if math.isfinite(end) and end - start > max_seconds:
-            raise AudioError("too long", f"{end - start:.1f} s; the limit is {max_seconds:g} s")
-        first, last = (round(min(seconds, start + max_seconds + 1) * SAMPLE_RATE_HZ) for seconds in (start, end))
+        if math.isfinite(end) and end - start > MAX_SECONDS:
+            raise AudioError("too long", f"{end - start:.1f} s; the limit is {MAX_SECONDS:g} s")
+        first, last = (round(min(seconds, start + MAX_SECONDS + 1) * SAMPLE_RATE_HZ) for seconds in (start, end))
         if path != self._path or first < self._begin:
             self._path, self._blocks, self._failure = path, stream_audio(path), None
             self._kept, self._begin = torch.empty(0), 0
@@ -61,8 +60,8 @@ class Cutter:
                 "take out the columns start and end",
             )
         waveform = self._kept[first - self._begin : last - self._begin].clone()
-        if len(waveform) > max_seconds * SAMPLE_RATE_HZ:
-            raise AudioError("too long", f"more than {max_seconds:g} s from {start:g} s to the end of the recording")
+        if len(waveform) > MAX_SECONDS * SAMPLE_RATE_HZ:
+            raise AudioError("too long", f"more than {MAX_SECONDS:g} s from {start:g} s to the end of the recording")
         check_sound(waveform)
         return waveform
 

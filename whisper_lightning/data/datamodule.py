@@ -28,6 +28,7 @@ from whisper_lightning.data.splits import (
     guard_language,
     name_sources,
     needed_splits,
+    nothing_at,
     prepare_training,
     read_from,
     tests_on_val,
@@ -212,7 +213,7 @@ class SpeechDataModule(LightningDataModule):
             options = (self.audio_root, self.columns)
             index = open_csv(path, *options, require_sentence=name not in WITHOUT_SENTENCES)
         else:
-            raise UserError(f"data.{name}: there is no CSV and no folder of shards at {source!r}")
+            raise nothing_at(name, source)
         self._opened[source] = index
         return index
 

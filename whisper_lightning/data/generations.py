@@ -22,6 +22,7 @@ from whisper_lightning.audio.constants import AUDIO_SUFFIXES
 from whisper_lightning.data.build import LOCK, ROWS_PER_SHARD, Recipe, fill, open_current, writing
 from whisper_lightning.data.shards import ShardIndex
 from whisper_lightning.data.source import is_table, read_source
+from whisper_lightning.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +90,8 @@ def open_folder(folder: Path) -> ShardIndex:
     finished = [build for build in _builds(folder) if (build / "index.json").is_file()]
     if finished:
         folder = max(finished, key=lambda build: (build / "index.json").stat().st_mtime_ns)
+    elif not (folder / "index.json").is_file():
+        raise UserError(f"{folder}: not a folder of shards, since it has no index.json; nor is there audio in it")
     if _NAME.fullmatch(folder.name) and (folder.parent / REGISTRY).is_file():
         with suppress(OSError), FileLock(folder.parent / REGISTRY):
             return _hold(ShardIndex.open(folder))

@@ -132,7 +132,12 @@ def check_sources(sources: Sources, stage: str) -> None:
     for name in needed_splits(sources, stage):
         source = read_from(sources, name)
         if not is_remote(f"data.{name}", source) and not Path(source).exists():
-            raise UserError(f"data.{name}: there is no CSV and no folder of shards at {source!r}")
+            raise nothing_at(name, source)
+
+
+def nothing_at(name: str, source: str) -> UserError:
+    """Return what is said where a split's source is not there."""
+    return UserError(f"data.{name}: there is nothing at {source!r}; give a CSV, subtitles, or a folder")
 
 
 def choose(sources: Sources, name: str, count: int, seed: int) -> NDArray[np.int64]:
