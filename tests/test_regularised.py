@@ -126,7 +126,8 @@ def test_shares_beyond_one_are_refused(option: str, tmp_path: Path, capsys: pyte
 
 def test_a_run_that_gets_no_better_is_stopped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The preset beside another configuration: here the learning rate is 0; the best step is tested all the same."""
-    caplog.set_level(logging.INFO)
+    # By its name: `evaluate`, which another test may have run in this process, quiets Lightning's loggers.
+    caplog.set_level(logging.INFO, logger="lightning.pytorch.callbacks.early_stopping")
     corpus = copy_corpus(tmp_path / "corpus", 8, 4)
     fit, config, *options = quick_arguments(corpus, tmp_path / "run")
     options += ["--trainer.max_steps=40", "--model.learning_rate=0", "--data.guard_windows=0"]
