@@ -180,6 +180,7 @@ def _run(arguments: list[str], environment: dict[str, str]) -> None:
     if "ERRORS" in environment:
         os.dup2(os.open(environment["ERRORS"], os.O_WRONLY | os.O_CREAT), 2)
     if "LARGEST_FILE_BYTES" in environment:
+        sys.dont_write_bytecode = True  # Python leaves what it compiles cut at the limit
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(environment["LARGEST_FILE_BYTES"]), resource.RLIM_INFINITY))
     os.environ.update({"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"} | environment)
     tempfile.tempdir = None  # it was looked for in another environment
