@@ -173,16 +173,36 @@ def test_a_run_whose_guards_all_become_worse_ends_where_it_began(
     for name, weight in now.items():
         expected = torch.lerp(start[name].float(), tuned[name].float(), float(chosen))
         assert torch.allclose(weight.float(), expected, atol=1e-3, rtol=2e-3), name
+    # A margin within the interval: what the guards cannot show is taken on average, and said.
+    assert "with so few utterances" not in caplog.text
+    (tuned_row,) = pd.read_csv(run / "alphas.csv").query("alpha == 1").to_dict("records")
+    mean, high = (max(tuned_row[f"{guard}.{end}"] for guard in ("both", "some")) for end in ("difference", "high"))
+    assert main([*again, f"--best.guard_margin={(mean + high) / 2}"]) == 0
+    (last,) = pd.read_csv(run / "alphas.csv").query("chosen == 1").to_dict("records")
+    assert (last["alpha"], last["admitted"], last["shown"]) == (1, 1, 0)
+    assert "with so few utterances" in caplog.text
 
 
-def candidate(alpha: float, wer: float, admitted: bool = True) -> Candidate:
-    return Candidate(alpha, Estimate(wer, None, None), {"guard/x": Difference(0.0, None, None, None)}, admitted)
+def candidate(alpha: float, wer: float, shown: bool = True, likely: bool = True) -> Candidate:
+    return Candidate(alpha, Estimate(wer, None, None), {"guard/x": Difference(0.0, None, None, None)}, shown, likely)
 
 
 def test_of_equal_candidates_the_one_nearer_to_the_start_is_taken() -> None:
     tried = [candidate(0, 20), candidate(0.25, 15), candidate(0.5, 14), candidate(0.75, 14), candidate(1, 13, False)]
-    assert choose(tried).alpha == 0.5
-    assert choose([candidate(0, 20), candidate(0.5, 10, False)]).alpha == 0
+    chosen, admitted = choose(tried)
+    assert chosen.alpha == 0.5
+    assert admitted == tried[:-1]
+    tried = [candidate(0, 20), candidate(0.5, 10, False, False)]
+    assert choose(tried) == (tried[0], tried[:1])
+
+
+def test_guards_too_small_to_show_anything_are_judged_by_their_mean() -> None:
+    tried = [candidate(0, 20), candidate(0.5, 15, False), candidate(1, 10, False, False)]
+    assert choose(tried) == (tried[1], tried[:2])
+    better_is_shown = [*tried, candidate(0.25, 19)]
+    assert choose(better_is_shown)[0].alpha == 0.25
+    worse_is_shown = [*tried, candidate(0.25, 21)]
+    assert choose(worse_is_shown)[0].alpha == 0.5
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,8 @@ class KeepBest(Callback):
             0 for none. It costs a validation, and so many models on the disk, in float16.
         alphas: Where between the start (0) and the tuned model (1) weights are tried at the end, beside these two;
             each costs a validation. An empty list leaves the tuned model as it is.
-        guard_margin: By how many points of normalized WER a guard may be worse, at the upper end of its interval.
+        guard_margin: By how many points of normalized WER a guard may be worse, at the upper end of its interval; where
+            that leaves nothing better than the start, on average.
 
     Attributes:
         wer: Lowest `val/wer` so far, in percent.

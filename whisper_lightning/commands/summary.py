@@ -42,6 +42,11 @@ def remarks(folder: Path, data: SpeechDataModule, best: KeepBest, chosen: Candid
             "Every model between the start and the best step hears a guard worse (alphas.csv): best/ holds the model "
             "that the run started from, tuned/ the best step"
         )
+    elif chosen is not None and not chosen.shown:
+        lines.append(
+            f"No guard is heard worse on average by more than {best.guard_margin:g} points, but with so few utterances "
+            "that is not sure (alphas.csv): give guards of several hundred"
+        )
     lines += [line for guard in data.guards for line in _say_of_guard(folder, guard)]
     return lines + say_of_silence(folder)
 
