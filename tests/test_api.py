@@ -61,7 +61,7 @@ def test_a_run_continues_as_if_it_had_not_stopped(corpus: Path, tmp_path: Path) 
         for number, max_steps in enumerate(steps):
             trainer = Trainer(max_steps=max_steps, default_root_dir=tmp_path / name, **QUICK)
             model = module()
-            model.schedule = "constant"  # which knows nothing of the run's length
+            model.rates = model.rates._replace(schedule="constant")  # which knows nothing of the run's length
             trainer.fit(model, data(corpus), ckpt_path="last" if number else None)
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
     states = [

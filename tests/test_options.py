@@ -65,6 +65,9 @@ TABLE: dict[str, tuple[str, set[str]]] = {
 ELSEWHERE = {
     "model.suppress_tokens": "test_fit_lets_it_write_what_its_sentences_have",
     "model.freeze_encoder": "test_a_frozen_encoder_never_changes",
+    "model.lora_rank": "test_what_is_frozen_stays_and_what_leaves_the_run_is_whole",
+    "model.lora_targets": "test_merged_as_peft_merges",
+    "model.dora": "test_merged_as_peft_merges",
     "model.label_smoothing": "test_smoothing_and_layer_decay_train_otherwise",
     "model.layer_drop": "test_layers_are_left_out_in_training_alone",
     "data.predict": "test_predict_transcribes_its_own_csv",

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import MODEL, one_error, quick_arguments
+from tests.conftest import MODEL, one_error, publish, quick_arguments
 from tests.record import read, run
 from tests.timed import speaking_corpus, write_timed_model
 from whisper_lightning.cli import main
@@ -40,7 +40,14 @@ CONFIGURATIONS = {
     ],
     "accumulation over the epoch's end": ["--trainer.accumulate_grad_batches=4", "--trainer.val_check_interval=8"],
     "validation at the epoch's end": ["--trainer.val_check_interval=6", "--model.spec_augment=true"],
-    "validation once per epoch": ["--trainer.val_check_interval=1.0", "--trainer.check_val_every_n_epoch=1"],
+    "validation once per epoch, adapters": [
+        "--trainer.val_check_interval=1.0",
+        "--trainer.check_val_every_n_epoch=1",
+        "--model.checkpoint={published}",
+        "--model.random_weights=false",
+        "--model.lora_rank=4",
+        "--model.dora=true",
+    ],
     "limited epochs": ["--trainer.limit_train_batches=5", "--trainer.val_check_interval=4"],
     "a checkpoint on an epoch's last batch": ["--resume.every_n_steps=6", "--trainer.val_check_interval=7"],
     "every position": ["--model.tail=exact", "--data.max_batch_seconds=12"],
@@ -76,11 +83,13 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = json.dumps(config | {"dropout": 0.1, "activation_dropout": 0.1})
     (folder / "model" / "config.json").write_text(text, encoding="utf-8")
     write_timed_model(folder / "timed", dropout=0.1, activation_dropout=0.1)
+    publish(folder / "published", dropout=0.1, activation_dropout=0.1)
     return folder
 
 
 def arguments(material: Path, folder: Path, options: list[str]) -> list[str]:
     """A run over six batches an epoch, with a validation every third."""
+    places = {name: material / name for name in ("timed", "published", "corpus")}
     return [
         *quick_arguments(material / "corpus", folder),
         f"--model.checkpoint={material / 'model'}",
@@ -90,7 +99,7 @@ def arguments(material: Path, folder: Path, options: list[str]) -> list[str]:
         "--data.batch_size=4",
         "--data.eval_batch_size=2",
         "--resume.every_n_steps=2",
-        *(option.format(timed=material / "timed", corpus=material / "corpus") for option in options),
+        *(option.format(**places) for option in options),
     ]
 
 

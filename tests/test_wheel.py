@@ -21,6 +21,7 @@ MODULES = {
     "fsspec": "fsspec",
     "num2words": "num2words",
     "openai-whisper": "whisper",
+    "peft": "peft",
     "pywhispercpp": "pywhispercpp",
     "s3fs": "s3fs",
 }
@@ -101,7 +102,7 @@ def test_every_package_of_an_extra_is_known_here() -> None:
     """So that the test below hides it."""
     with (ROOT / "pyproject.toml").open("rb") as file:
         extras = tomllib.load(file)["project"]["optional-dependencies"]
-    listed = [each for name in ("bench", "export", "report", "remote") for each in extras[name]]
+    listed = [each for name in ("bench", "export", "lora", "report", "remote") for each in extras[name]]
     packages = {re.split(r"[>=<\[]", each)[0] for each in listed}
     assert packages == set(MODULES)
 
@@ -122,7 +123,15 @@ def test_without_the_extras(tmp_path: Path) -> None:
     export = typed("export", "runs/quickstart", "exported")
     transcribe = typed("transcribe", "runs/quickstart", str(corpus / "audio"))
     remote = typed("test", "--config", "quickstart.yaml", "--data.val=s3://bucket/shards")
-    for one, needed in ((evaluate, "report"), (export, "export"), (transcribe, "export"), (remote, "fsspec s3fs")):
+    model = ["--model.checkpoint=runs/quickstart/best", "--model.random_weights=false", "--model.lora_rank=2"]
+    adapters = typed("fit", "--config", "quickstart.yaml", *steps, *few, *model, "--trainer.default_root_dir=runs/2")
+    for one, needed in (
+        (adapters, "peft"),
+        (evaluate, "report"),
+        (export, "export"),
+        (transcribe, "export"),
+        (remote, "fsspec s3fs"),
+    ):
         assert one.returncode == 2, one.stderr
         last = one.stderr.strip().splitlines()[-1]
         assert last.startswith("error: "), last

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from whisper_lightning.callbacks.lightning_internals import validated_weights
 from whisper_lightning.errors import UserError
 from whisper_lightning.files import remove, replacing, sync
+from whisper_lightning.model.adapters import merge
 
 ALPHAS = (0.25, 0.5, 0.75)
 
@@ -99,7 +100,7 @@ class KeepBest(Callback):
             folder = Path(trainer.default_root_dir) / "best"
             with replacing(folder) as fresh:
                 pl_module.save_pretrained(fresh, weights)  # type: ignore[operator]
-                for path in fresh.iterdir():
+                for path in fresh.rglob("*"):
                     sync(path)
             sync(folder.parent)
 
@@ -114,7 +115,7 @@ class KeepBest(Callback):
         folder = Path(trainer.default_root_dir)
         if [wer, step] in self.steps:
             del weights["whisper.proj_out.weight"]  # the token embedding once more
-            halved = {name: weight.to("cpu", torch.float16) for name, weight in weights.items()}
+            halved = {name: weight.to("cpu", torch.float16) for name, weight in merge(weights).items()}
             path = weights_of_step(folder, step)
             path.parent.mkdir(exist_ok=True)
             with replacing(path) as fresh:

@@ -87,6 +87,10 @@ class ExactResume(Checkpoint):
             refuse_another_run(checkpoint, describe_run(trainer), self.begin_from)
         refuse_other_weights(checkpoint["state_dict"], pl_module, self.begin_from)
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let what is validated and tested next be as it is."""
+        self.begin_from = None
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove what a kill left of a checkpoint that was being written."""
         if trainer.is_global_zero:

@@ -38,7 +38,7 @@ class RunLength(Callback):
             num_steps = loop.max_epochs * steps_per_epoch
             if loop.max_steps != -1:
                 num_steps = min(num_steps, loop.max_steps)
-            check_warmup(pl_module.warmup_steps, num_steps, f"of {steps_per_epoch} in an epoch")  # type: ignore[arg-type]
+            check_warmup(pl_module.hparams["warmup_steps"], num_steps, f"of {steps_per_epoch} in an epoch")
             set_length(trainer, num_steps)
         validate_last_step(trainer)
 

@@ -37,6 +37,10 @@ def check_fit(config: Namespace) -> None:
         value = config.get(key)
         if value is not None and value < least:
             raise UserError(f"{key}: {value}; the least is {least}")
+    if config.model.lora_rank and config.model.random_weights and config.model.initial_weights is None:
+        raise UserError(
+            "model.lora_rank: adapters beside random weights; give model.lora_rank 0, or a trained checkpoint"
+        )
     if config.model.task == "translate":
         check_sacrebleu()
     _check_length(trainer, config.model.warmup_steps)

@@ -158,6 +158,13 @@ class WhisperCLI(LightningCLI):
                 each.log_hyperparams(self.config_dump)
         return trainer
 
+    def before_fit(self) -> None:
+        """Say how much of the model is trained, where that is not all of it."""
+        weights = list(self.model.whisper.parameters())
+        total, trained = (sum(each.numel() for each in weights if not only or each.requires_grad) for only in (0, 1))
+        if trained < total:
+            logger.info("Trains %.2f of %.2f M weights (%.1f %%)", trained / 1e6, total / 1e6, 100 * trained / total)
+
     def after_fit(self) -> None:
         """Decode with the best model at full context, and say what came out and how to use it."""
         trainer, data = self.trainer, self.datamodule

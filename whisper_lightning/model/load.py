@@ -15,6 +15,8 @@ from whisper_lightning.errors import UserError
 from whisper_lightning.files import read_checkpoint
 from whisper_lightning.model.module import WhisperModule
 
+WITHOUT_ADAPTERS = {"lora_rank": 0, "lora_targets": None, "dora": False}
+
 
 def load(source: str | Path, *, language: str | None = None, exact: bool = False, num_beams: int = 1) -> WhisperModule:
     """Return a module in evaluation mode, on the CPU in float32.
@@ -60,7 +62,9 @@ def starting_weights(module: WhisperModule) -> dict[str, torch.Tensor]:
 
 
 def _options(module: WhisperModule) -> dict[str, Any]:
-    return {name: value for name, value in module.hparams.items() if name != "_instantiator"}  # LightningCLI's
+    """Return those of a module; without adapters, since what is loaded has them merged."""
+    options = {name: value for name, value in module.hparams.items() if name != "_instantiator"}  # LightningCLI's
+    return options | WITHOUT_ADAPTERS
 
 
 def is_fine_tuned(source: str) -> bool:
@@ -134,4 +138,5 @@ def _open_checkpoint(path: Path, told: dict[str, Any]) -> WhisperModule:
     best = path.parent.parent / "best"
     if (best / "config.json").is_file():  # the same model, which has moved with the run
         hparams["checkpoint"] = str(best)
-    return WhisperModule(**hparams | told | {"random_weights": True, "initial_weights": str(path)})
+    begun = {"random_weights": True, "initial_weights": str(path)}
+    return WhisperModule(**hparams | told | begun | WITHOUT_ADAPTERS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,8 +10,6 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch.nn.utils.rnn import pad_sequence
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from whisper_lightning.audio.augment import mask_log_mel
@@ -21,10 +18,11 @@ from whisper_lightning.audio.features import log_mel, mel_filters
 from whisper_lightning.audio.read import Clip, to_waveform
 from whisper_lightning.batch import Batch, Decoded
 from whisper_lightning.hub import language_code, load_processor
+from whisper_lightning.model.adapters import add_adapters, merge, write_adapter
 from whisper_lightning.model.cost import rows_at_once
 from whisper_lightning.model.decode import decode, detect_languages
 from whisper_lightning.model.gradients import FiniteLosses, TokenMean, clip_gradients
-from whisper_lightning.model.optim import Schedule, check_shares, learning_rate_factor, parameter_groups
+from whisper_lightning.model.optim import Rates, Schedule, adamw, check_shares
 from whisper_lightning.model.suppress import let_write, never_written
 from whisper_lightning.model.tail import Encoded, Tail, encode
 from whisper_lightning.model.weights import identify, take_weights
@@ -51,6 +49,9 @@ class WhisperModule(LightningModule):
         weight_decay: AdamW's decay, on matrices only.
         layer_decay: Factor on the learning rate from each layer to the one before it, from the decoder's last down.
         freeze_encoder: Train the decoder alone.
+        lora_rank: Train small matrices of this rank beside the weights, which stay; 0 trains the weights.
+        lora_targets: Matrices that have them: `q_proj`, `k_proj`, `v_proj`, `out_proj`, `fc1` and `fc2` by default.
+        dora: Train the lengths of their rows apart.
         label_smoothing: Share of each label that is spread over all tokens in training.
         layer_drop: Share of the utterances that each layer is left out for in training.
         activation_seconds: Padded seconds of audio whose activations are kept at once. A longer batch goes through the
@@ -75,6 +76,9 @@ class WhisperModule(LightningModule):
         weight_decay: float = 0.01,
         layer_decay: float = 1.0,
         freeze_encoder: bool = False,
+        lora_rank: int = 0,
+        lora_targets: list[str] | None = None,
+        dora: bool = False,
         label_smoothing: float = 0.0,
         layer_drop: float = 0.0,
         activation_seconds: float = 120.0,
@@ -85,20 +89,20 @@ class WhisperModule(LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.checkpoint, self.task, self.suppress_tokens = checkpoint, task, suppress_tokens
-        self.learning_rate, self.warmup_steps, self.schedule = learning_rate, warmup_steps, schedule
-        self.weight_decay, self.layer_decay, self.label_smoothing = weight_decay, layer_decay, label_smoothing
+        self.rates = Rates(learning_rate, warmup_steps, schedule, weight_decay, layer_decay)
         check_shares(layer_decay=layer_decay, label_smoothing=label_smoothing, layer_drop=layer_drop)
-        self.activation_seconds, self.spec_augment, self.max_tokens = activation_seconds, spec_augment, max_tokens
+        self.activation_seconds, self.label_smoothing = activation_seconds, label_smoothing
+        self.spec_augment, self.max_tokens = spec_augment, max_tokens
         self.processor = load_processor(checkpoint)
         self.encoder = LabelEncoder(self.processor.tokenizer, language_code(language), task)
-        self.whisper = load_whisper(
-            checkpoint, self.encoder, random_weights=random_weights, suppress=suppress_tokens != "none"
-        )
+        suppress = suppress_tokens != "none"
+        self.whisper = load_whisper(checkpoint, self.encoder, random_weights=random_weights, suppress=suppress)
         self.whisper.model.encoder.layerdrop = self.whisper.model.decoder.layerdrop = layer_drop
         self.whisper.generation_config.num_beams = num_beams
         self.identity = identify(self.whisper, self.processor.tokenizer, with_weights=not random_weights)
         if initial_weights is not None:
             take_weights(self, Path(initial_weights))
+        add_adapters(self.whisper, lora_rank, lora_targets, dora=dora)
         if freeze_encoder:
             self.whisper.model.encoder.requires_grad_(False)
         self.full_frames: int = 2 * self.whisper.config.max_source_positions
@@ -245,8 +249,7 @@ class WhisperModule(LightningModule):
             AudioError: A file cannot be used; the reason is in it.
             ValueError: A waveform is not `(N,)`, or longer than the context.
         """
-        seconds = self.full_samples / SAMPLE_RATE_HZ
-        training, texts = self.training, list[str]()
+        training, texts, seconds = self.training, list[str](), self.full_samples / SAMPLE_RATE_HZ
         self.eval()
         try:
             for start in tqdm(range(0, len(clips), batch_size), progress, leave=False, disable=progress is None):
@@ -277,13 +280,9 @@ class WhisperModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Fused AdamW with a learning rate that is a function of the step."""
-        groups = parameter_groups(self.named_parameters(), self.weight_decay, self.learning_rate, self.layer_decay)
         # With float16 a fused AdamW would unscale inside, after our division and clipping.
         fused = self.trainer.precision != "16-mixed"
-        optimizer = AdamW(groups, lr=self.learning_rate, fused=fused)
-        length = {"warmup_steps": self.warmup_steps, "max_steps": self.trainer.max_steps}
-        factor = partial(learning_rate_factor, **length, schedule=self.schedule)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+        return adamw(self.named_parameters(), self.rates, self.trainer.max_steps, fused=fused)
 
     def save_pretrained(
         self, folder: Path, weights: dict[str, torch.Tensor] | None = None, dtype: torch.dtype = torch.float16
@@ -292,9 +291,10 @@ class WhisperModule(LightningModule):
 
         Args:
             folder: Where.
-            weights: State of this module to write; its own by default.
+            weights: State of this module to write; its own by default. Adapters are merged, and written beside it too.
             dtype: Of the weights in the file; float16 by default, as OpenAI published Whisper.
         """
         state = weights or self.state_dict()
-        named = {name.removeprefix("whisper."): weight for name, weight in state.items()}
+        named = {name.removeprefix("whisper."): weight for name, weight in merge(state).items()}
         save_whisper(self.whisper, self.processor, folder, named, dtype)
+        write_adapter(state, self.whisper, folder / "adapter")

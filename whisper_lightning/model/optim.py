@@ -5,13 +5,44 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 from torch import nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
 
 from whisper_lightning.errors import UserError
 
 Schedule = Literal["linear", "cosine", "constant"]
+
+
+class Rates(NamedTuple):
+    """How fast a run learns, by the names of `WhisperModule`'s options."""
+
+    learning_rate: float
+    warmup_steps: int
+    schedule: Schedule
+    weight_decay: float
+    layer_decay: float
+
+
+def adamw(
+    parameters: Iterable[tuple[str, nn.Parameter]], rates: Rates, max_steps: int, *, fused: bool
+) -> dict[str, Any]:
+    """Return AdamW and its schedule as Lightning takes them.
+
+    Args:
+        parameters: Of a module, by name.
+        rates: How fast.
+        max_steps: Steps of the whole run.
+        fused: Update all weights in one kernel.
+    """
+    groups = parameter_groups(parameters, rates.weight_decay, rates.learning_rate, rates.layer_decay)
+    optimizer = AdamW(groups, lr=rates.learning_rate, fused=fused)
+    length = {"warmup_steps": rates.warmup_steps, "max_steps": max_steps}
+    factor = partial(learning_rate_factor, **length, schedule=rates.schedule)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
 
 
 def parameter_groups(
@@ -32,7 +63,7 @@ def parameter_groups(
             there are two groups, without a rate of their own.
     """
     trainable = [(name, parameter) for name, parameter in parameters if parameter.requires_grad]
-    plain = {name for name, _ in trainable if name.endswith("bias") or "layer_norm" in name}
+    plain = {name for name, _ in trainable if re.search("bias$|layer_norm|magnitude", name)}
     depths = (
         dict.fromkeys((name for name, _ in trainable), 0) if layer_decay == 1.0 else layers_below_the_top(trainable)
     )

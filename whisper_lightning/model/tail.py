@@ -123,7 +123,7 @@ class Tail:
 
     def _silent_states(self, encoder: WhisperEncoder) -> list[torch.Tensor]:
         """Encode silence; once for all batches of an evaluation, where the weights stay what they are."""
-        trained = encoder.conv1.weight.requires_grad
+        trained = any(weight.requires_grad for weight in encoder.parameters())
         if torch.is_grad_enabled() and trained:  # they change after each, and nothing is held in memory meanwhile
             self._kept = [], []
             return _silence(encoder)

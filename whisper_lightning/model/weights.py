@@ -19,6 +19,7 @@ from transformers.utils import logging
 from whisper_lightning.errors import UserError
 from whisper_lightning.files import read_checkpoint
 from whisper_lightning.hub import adapter_message, first_line
+from whisper_lightning.model.adapters import merge
 
 NUM_NAMED = 3
 """Weights that a message names."""
@@ -115,7 +116,7 @@ def take_weights(module: LightningModule, path: Path) -> None:
         UserError: It has none, or those of another model.
     """
     try:
-        module.load_state_dict(read_checkpoint(path)["state_dict"])
+        module.load_state_dict(merge(read_checkpoint(path)["state_dict"]))
     except (OSError, RuntimeError, UserError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
