@@ -2,10 +2,11 @@
 
 Each seed is trained once, as a run without guards' say (`--best.alphas []`), which ends with its best step. A copy of
 that run is continued with them: nothing is trained any more, and it ends with the weights between start and best step
-that they admit. Prints a Markdown table: WER on the domain's own test, and of each guard the difference from the
-model that both start from, over all seeds, with 95 % intervals.
+that they admit. With --ours, the guarded run has options of its own, and is trained by itself. Prints a Markdown
+table: WER on the domain's own test, and of each guard the difference from the model that both start from, over all
+seeds, with 95 % intervals.
 
-    python -m benchmarks.forgetting whisper-base train.csv val.csv test.csv --guard read=read.csv other=other.csv
+    python -m benchmarks.forgetting whisper-base train.csv val.csv test.csv --guard read=read.csv --ours=--data.pack=0.5
 """
 
 from __future__ import annotations
@@ -53,17 +54,18 @@ def train(given: argparse.Namespace, seed: int) -> tuple[Path, Path, float]:
     """Train a seed and settle it with its guards; what is finished already is not done again.
 
     Returns:
-        The folders of both runs, and the seconds that the guards' choice took over those of the training.
+        The folders of both runs, and the seconds of the guarded one, which are those of its choice unless it is
+        trained by itself, over those of the other.
     """
     naive, guarded = (given.out / f"{name}-{seed}" for name in ("naive", "guarded"))
     seconds = []
     for folder, options in (
         (naive, ["--best.alphas=[]"]),
-        (guarded, [f"--best.alphas={given.alphas}", "--ckpt_path=last"]),
+        (guarded, [f"--best.alphas={given.alphas}", *(given.ours or ["--ckpt_path=last"])]),
     ):
         times = folder.with_suffix(".seconds")
         if not times.is_file():
-            if folder is guarded:
+            if folder is guarded and not given.ours:
                 shutil.copytree(naive, guarded, dirs_exist_ok=True)
             else:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -118,7 +120,8 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--learning_rate", type=float, default=5e-5)
     parser.add_argument("--precision", default="32-true")
     parser.add_argument("--alphas", default="[0.25, 0.5, 0.75]", help="of best.alphas")
-    parser.add_argument("--options", nargs="*", default=[], help="further options of every run")
+    parser.add_argument("--options", action="append", default=[], help="a further option of every run; more than once")
+    parser.add_argument("--ours", action="append", default=[], help="a further option of the guarded run; also")
     given = read_command_line(parser, args)
     given.out.mkdir(parents=True, exist_ok=True)
     pairs = [train(given, seed) for seed in given.seeds]
@@ -130,7 +133,7 @@ def main(args: list[str] | None = None) -> int:
     print(row("best step", [naive for naive, _, _ in pairs], guards))
     print(row("guarded", [guarded for _, guarded, _ in pairs], guards))
     print(f"\nalpha: {', '.join(chosen(guarded) for _, guarded, _ in pairs)}")
-    print(f"the choice, of the run's time: {', '.join(f'{share:.0%}' for _, _, share in pairs)}")
+    print(f"seconds of the guarded run over the other's: {', '.join(f'{share:.2f}' for _, _, share in pairs)}")
     return 0
 
 

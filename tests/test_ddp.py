@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import WhisperForConditionalGeneration
 
-from tests.conftest import copy_corpus, one_error, quick_arguments
+from tests.conftest import copy_corpus, one_error, publish, quick_arguments
 from tests.record import read, run_ranks
 from tests.test_resume import differences, record
 from tests.timed import speaking_corpus, write_timed_model
@@ -84,10 +84,12 @@ def test_each_utterance_once_per_epoch_and_equal_totals(
 
 
 @pytest.mark.slow
-def test_two_ranks_have_the_gradients_of_one_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("adapters", [[], ["--model.lora_rank=4", "--model.dora=true"]], ids=["weights", "adapters"])
+def test_two_ranks_have_the_gradients_of_one_process(adapters: list[str], tmp_path: Path) -> None:
     """A global batch of 16 utterances: one batch of 16, or 8 on each of two ranks. A mean of means would differ."""
-    corpus = copy_corpus(tmp_path / "corpus", 16)
-    options = ["--model.tail=exact", "--trainer.val_check_interval=2"]
+    corpus, model = copy_corpus(tmp_path / "corpus", 16), publish(tmp_path / "model")
+    options = [f"--model.checkpoint={model}", "--model.random_weights=false", "--trainer.val_check_interval=2"]
+    options += ["--model.tail=exact", *adapters]
     one, two = tmp_path / "one", tmp_path / "two"
     assert main([*quick_arguments(corpus, one), *options, "--data.batch_size=16"]) == 0
     assert run_ranks([*quick_arguments(corpus, two), *options, "--data.batch_size=8"], 2) == [0, 0]
@@ -103,7 +105,9 @@ def test_two_ranks_share_the_packed_windows(tmp_path: Path) -> None:
     """One process and two: each utterance once, in the same windows with the same sound, and the same gradients."""
     corpus, model = speaking_corpus(tmp_path / "corpus", UTTERANCES), write_timed_model(tmp_path / "model")
     options = ["--data.pack=0.7", "--data.timestamps=0.5", "--data.prompt=0.5", "--data.augment=true"]
-    options += [f"--model.checkpoint={model}", "--model.tail=exact", "--trainer.max_steps=5"]
+    options += ["--data.speed=true", f"--data.noise={corpus / 'audio'}", f"--data.reverb={corpus / 'audio'}"]
+    options += [f"--model.checkpoint={model}", "--model.tail=exact", "--model.label_smoothing=0.1"]
+    options += ["--trainer.max_steps=5"]
     one, two = tmp_path / "one", tmp_path / "two"
     whole, half = "--data.batch_size=40", "--data.batch_size=20"  # an epoch is one step
     assert main([*quick_arguments(corpus, one), *record(one), *options, whole]) == 0
