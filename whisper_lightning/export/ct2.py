@@ -19,7 +19,7 @@ from whisper_lightning.export import hf
 from whisper_lightning.export.decoding import Client, Decoding
 from whisper_lightning.export.hardwired import difference
 from whisper_lightning.files import replacing
-from whisper_lightning.model.load import find_run, is_fine_tuned, load, model_files
+from whisper_lightning.model.load import find_run, load, model_files, tells_times
 from whisper_lightning.model.module import WhisperModule
 from whisper_lightning.terminal import say
 
@@ -53,7 +53,7 @@ class Form(NamedTuple):
         folder: Where it is.
         language: Code of the language.
         suppress_tokens: What it never writes; empty where it may write all.
-        tells_times: It tells when a text begins and ends. Who is fine-tuned on sentences forgets it.
+        tells_times: It tells when a text begins and ends. Who is fine-tuned on sentences alone forgets it.
     """
 
     folder: Path
@@ -95,7 +95,7 @@ def converted(source: str) -> Form:
     told = {
         "language": module.encoder.language,
         "suppress_tokens": suppressed,
-        "tells_times": not is_fine_tuned(source),
+        "tells_times": tells_times(source),
     }
     note = {"made_from": made_from, **told}
     say(f"converting {source} for faster-whisper, once")

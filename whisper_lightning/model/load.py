@@ -67,13 +67,18 @@ def _options(module: WhisperModule) -> dict[str, Any]:
     return options | WITHOUT_ADAPTERS
 
 
-def is_fine_tuned(source: str) -> bool:
-    """Say whether a model names its language, as those that were fine-tuned on sentences do; published ones name none.
+def tells_times(source: str) -> bool:
+    """Say whether a model tells when a text begins and ends: published ones do, and those that were trained with times.
+
+    Who is fine-tuned on sentences alone forgets it, and names a language, which no published model does.
 
     Args:
         source: As `load` takes it.
     """
-    return Path(source).is_file() or "language" in _trained_for(_model_of(source))
+    if Path(source).is_file():  # of a run, whose best model was trained alike
+        return bool(_generation(str(Path(source).parent.parent / "best")).get("tells_times"))
+    generation = _generation(_model_of(source))
+    return bool(generation.get("tells_times", not _named(generation)))
 
 
 def _model_of(source: str) -> str:
@@ -113,14 +118,21 @@ def model_files(source: str) -> list[Path]:
     return found
 
 
-def _trained_for(source: str) -> dict[str, Any]:
-    """Return language and task as far as the folder names them; published models name neither."""
+def _generation(source: str) -> dict[str, Any]:
+    """Return a model's generation config; nothing where there is none."""
     try:
-        generation = GenerationConfig.from_pretrained(source).to_dict()
+        return dict(GenerationConfig.from_pretrained(source).to_dict())
     except Exception:
         return {}  # loading the model will say what is missing or damaged
-    if generation.get("is_multilingual") is False:
-        return {"language": "en"}
+
+
+def _trained_for(source: str) -> dict[str, Any]:
+    """Return language and task as far as the folder names them; published models name neither."""
+    generation = _generation(source)
+    return {"language": "en"} if generation.get("is_multilingual") is False else _named(generation)
+
+
+def _named(generation: dict[str, Any]) -> dict[str, Any]:
     named = {name: str(generation[name]) for name in ("language", "task") if generation.get(name) is not None}
     return {name: value.strip("<|>") for name, value in named.items()}
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
@@ -114,10 +113,12 @@ class WhisperModule(LightningModule):
         self._step_metrics: dict[str, torch.Tensor | float] = {}
 
     def setup(self, stage: str) -> None:
-        """Let the decoder write the marks that the training sentences have."""
+        """Let the decoder write the marks that the training sentences have, and say whether they have times."""
         data = getattr(self.trainer, "datamodule", None)
-        if stage == "fit" and self.suppress_tokens == "auto" and data is not None:
-            self.let_write(data.marks)
+        if stage == "fit" and data is not None:
+            self.whisper.generation_config.tells_times = bool(data.timestamps or data.pack)
+            if self.suppress_tokens == "auto":
+                self.let_write(data.marks)
 
     def let_write(self, written: set[str] | None) -> None:
         """Suppress no token all of whose marks occur in some text, as `marks` gives them; None: no token at all."""
@@ -170,13 +171,7 @@ class WhisperModule(LightningModule):
             "train/learning_rate": optimizer.param_groups[0]["lr"],
         }
 
-    def optimizer_step(
-        self,
-        epoch: int,
-        batch_idx: int,
-        optimizer: torch.optim.Optimizer | LightningOptimizer,
-        optimizer_closure: Callable[[], Any] | None = None,
-    ) -> None:
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Step, and free the gradients: Lightning would keep them through the next forward pass, and validations."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         optimizer.zero_grad()
