@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from transformers import WhisperForConditionalGeneration
+from transformers import GenerationConfig, WhisperForConditionalGeneration
 
 from tests.conftest import copy_corpus, one_error, publish, quick_arguments
 from tests.record import read, run_ranks
@@ -118,6 +118,8 @@ def test_two_ranks_share_the_packed_windows(tmp_path: Path) -> None:
         assert sorted(ranks[0][epoch] + ranks[1][epoch]) == sorted(keys)
         assert sorted("+".join(keys).split("+")) == [f"{row:08d}" for row in range(2, UTTERANCES + 2)]
     assert any("+" in key for key in expected[0])
+    for folder in (one, two):
+        assert GenerationConfig.from_pretrained(folder / "best").tells_times
     metrics = [pd.read_csv(folder / "metrics.csv") for folder in (one, two)]
     for column in ("train/loss", "train/gradient_norm"):
         expected_values, ours = (list(table[column].dropna()) for table in metrics)

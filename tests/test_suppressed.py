@@ -43,6 +43,7 @@ def test_fit_lets_it_write_what_its_sentences_have(checkpoint: Path, corpus: Pat
     assert main(arguments) == 0
     saved = json.loads((run / "best" / "generation_config.json").read_text(encoding="utf-8"))
     assert saved["suppress_tokens"] == [TOKENS["["]]
+    assert saved["tells_times"] is False
     last = run / "checkpoints" / "last.ckpt"
     assert torch.load(last, weights_only=True)["suppress_tokens"] == [TOKENS["["]]
     for source in (run, last):
