@@ -13,7 +13,7 @@ import pytest
 import soundfile
 import wandb
 
-from tests import test_guards, test_regularised, test_suppressed
+from tests import test_adapters, test_guards, test_regularised, test_suppressed
 from tests.conftest import copy_corpus, one_error, quick_arguments, read_rows
 from tests.faulty_server import Faults, serve
 from tests.timed import write_timed_model
@@ -162,7 +162,7 @@ def test_the_table_has_every_option_of_ours(capsys: pytest.CaptureFixture[str]) 
     groups = "model|data|evaluate|best|resume|steps|wandb|report"
     options = set(re.findall(rf"^ +--((?:{groups})\.[a-z_]+)", capsys.readouterr().out, re.MULTILINE))
     assert options == TABLE.keys() | ELSEWHERE.keys()
-    others = vars(test_suppressed) | vars(test_guards) | vars(test_regularised)
+    others = vars(test_adapters) | vars(test_suppressed) | vars(test_guards) | vars(test_regularised)
     assert set(ELSEWHERE.values()) <= globals().keys() | others.keys()
 
 
