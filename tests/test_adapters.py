@@ -97,6 +97,8 @@ def test_what_is_frozen_stays_and_what_leaves_the_run_is_whole(material: Path, r
     assert all(torch.equal(last.state_dict()[f"whisper.{name}"], weight) for name, weight in whole.items())
     best = load_file(run / "best" / "model.safetensors")
     assert best.keys() == start.keys()
+    modes = {path.name: path.stat().st_mode for path in (run / "best").rglob("*") if path.is_file()}
+    assert len(set(modes.values())) == 1, modes  # who may read the configuration may read the weights
     assert load(run).whisper.config.d_model == last.whisper.config.d_model
 
 

@@ -101,3 +101,5 @@ def write_adapter(state: dict[str, torch.Tensor], whisper: WhisperForConditional
     folder.mkdir()
     whisper.peft_config[NAME].save_pretrained(folder)
     save_file(parts, folder / "adapter_model.safetensors")
+    # safetensors 0.8 writes for the user alone.
+    (folder / "adapter_model.safetensors").chmod((folder / "adapter_config.json").stat().st_mode)

@@ -192,6 +192,8 @@ def save_whisper(
     """
     weights.pop("proj_out.weight", None)  # the token embedding once more
     whisper.save_pretrained(folder, state_dict={name: tensor.to(dtype) for name, tensor in weights.items()})
+    for path in folder.glob("*.safetensors"):  # safetensors 0.8 writes for the user alone
+        path.chmod((folder / "config.json").stat().st_mode)
     processor.save_pretrained(folder)
     # transformers 5 leaves this file out, and other clients look for it.
     processor.feature_extractor.save_pretrained(folder)
