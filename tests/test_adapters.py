@@ -130,9 +130,11 @@ def test_a_run_continues_and_its_weights_begin_another(
     states = [read_state(tmp_path / "whole"), read_state(parts)]
     assert all(torch.equal(weight, states[1][name]) for name, weight in states[0].items())
     assert "Trains 0.02 of 0.26 M weights (6.2 %)" in caplog.text
+    caplog.clear()
     # On top of what adapters have made, all weights are trained.
     begun = [f"--model.initial_weights={run / 'checkpoints' / 'last.ckpt'}", "--model.lora_rank=0"]
     assert main(arguments(material, tmp_path / "next", *begun, "--trainer.max_steps=1", "--model.warmup_steps=0")) == 0
+    assert "Trains" not in caplog.text
     next_state, merged = read_state(tmp_path / "next"), merge(read_state(run))
     assert next_state.keys() == merged.keys()
     assert all((next_state[name] - weight).abs().max() <= 0.011 for name, weight in merged.items())

@@ -7,10 +7,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 
-from tests.conftest import MODEL, QUICKSTART, copy_corpus
+from tests.conftest import MODEL, QUICKSTART, copy_corpus, read_rows
 from tests.multilingual import write_model
 
 ROOT = Path(__file__).parent.parent
@@ -113,6 +116,22 @@ def without_figures(line: str) -> str:
     return re.sub(r"[+-]?\d+(\.\d+)?", "#", re.sub(r"\S+(?=/quickstart/test\.csv)", "…", line))
 
 
+def write_interview(folder: Path) -> None:
+    """Join the clips of a folder to a recording with subtitles, and put both into a folder of recordings too."""
+    parts, cues, end = list[Any](), list[str](), 0.0
+    for number, row in enumerate(read_rows(folder / "train.csv")):
+        samples, rate = soundfile.read(folder / row["audio"])
+        start, end = end, end + len(samples) / rate
+        cues.append(f"{number}\n00:00:{start:06.3f} --> 00:00:{end:06.3f}\n{row['sentence'].rstrip('.')}.\n")
+        parts.append(samples)
+        if end > 50:
+            break
+    (folder / "entrevistas").mkdir()
+    for place in (folder, folder / "entrevistas"):
+        soundfile.write(place / "entrevista.wav", np.concatenate(parts), rate)
+        (place / "entrevista.srt").write_text("\n".join(cues), encoding="utf-8")
+
+
 @pytest.mark.slow
 def test_every_command_of_the_documents(tmp_path: Path, quickstart_run: Path) -> None:
     pytest.importorskip("espeakng_loader")
@@ -121,6 +140,7 @@ def test_every_command_of_the_documents(tmp_path: Path, quickstart_run: Path) ->
         path.rename(tmp_path / path.name)
     (tmp_path / "new.csv").write_text("audio\naudio/000000.opus\n", encoding="utf-8")
     (tmp_path / "sentences.txt").write_text("Habita en aguas poco profundas.\n", encoding="utf-8")
+    write_interview(tmp_path)
     write_model(tmp_path / "published-vocabulary")
     first, *typed = commands()
     assert len(typed) >= 11
