@@ -19,6 +19,7 @@ from tests import command
 from tests.conftest import MODEL, QUICKSTART, one_error, read_rows
 from tests.multilingual import write_model
 from whisper_lightning.model.load import load
+from whisper_lightning.model.load import tells_times as model_tells_times
 from whisper_lightning.transcription.hearing import _at_once, _by_window, _in_turn, _judged
 from whisper_lightning.transcription.recognizer import open_recognizer
 from whisper_lightning.transcription.recordings import stems
@@ -295,6 +296,10 @@ def test_a_model_that_was_tuned_on_sentences_alone_is_not_asked_for_times(model:
         told = {"language": "es", "beam_size": 1, "max_new_tokens": 3}
         _, info = _at_once(recognizer, np.zeros(RATE, np.float32), told, [(0.0, 1.0)])
         assert info.transcription_options.without_timestamps == (not tells_times)
+    for name in ("tuned", "run"):  # a checkpoint of a run is as the run's best model, and of none tells nothing
+        (tmp_path / name / "checkpoints").mkdir()
+        (tmp_path / name / "checkpoints" / "last.ckpt").touch()
+        assert model_tells_times(str(tmp_path / name / "checkpoints" / "last.ckpt")) == (name == "run")
 
 
 def test_no_window_is_heard_before_it_is_asked_for(model: str) -> None:

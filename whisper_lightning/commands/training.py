@@ -160,10 +160,11 @@ class WhisperCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Say how much of the model is trained, where a part of it is frozen."""
+        if not (self.model.hparams["lora_rank"] or self.model.hparams["freeze_encoder"]):
+            return
         weights = list(self.model.whisper.parameters())
         total, trained = (sum(each.numel() for each in weights if not only or each.requires_grad) for only in (0, 1))
-        if self.model.hparams["lora_rank"] or self.model.hparams["freeze_encoder"]:
-            logger.info("Trains %.2f of %.2f M weights (%.1f %%)", trained / 1e6, total / 1e6, 100 * trained / total)
+        logger.info("Trains %.2f of %.2f M weights (%.1f %%)", trained / 1e6, total / 1e6, 100 * trained / total)
 
     def after_fit(self) -> None:
         """Decode with the best model at full context, and say what came out and how to use it."""

@@ -16,7 +16,7 @@ from transformers import WhisperForConditionalGeneration
 from whisper_lightning.errors import UserError
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
-"""All matrices of a layer; those of attention alone do worse (Hu et al. 2022, Biderman et al. 2024)."""
+"""All matrices of a layer, which do better than those of attention alone (Biderman et al. 2024, arXiv:2405.09673)."""
 ALPHA = 8.0
 """What is added counts this over the square root of the rank (rsLoRA, Kalajdzievski 2023, arXiv:2312.03732)."""
 NAME = "default"
