@@ -2,8 +2,10 @@
 
 import io
 import json
+import re
 import shutil
 import sys
+import time
 from pathlib import Path, PureWindowsPath
 from types import SimpleNamespace
 from typing import Any
@@ -20,9 +22,9 @@ from tests.conftest import MODEL, QUICKSTART, one_error, read_rows
 from tests.multilingual import write_model
 from whisper_lightning.model.load import load
 from whisper_lightning.model.load import tells_times as model_tells_times
-from whisper_lightning.transcription.hearing import _at_once, _by_window, _in_turn, _judged
+from whisper_lightning.transcription.hearing import _at_once, _by_window, _hear_again, _in_turn, _judged
 from whisper_lightning.transcription.recognizer import open_recognizer
-from whisper_lightning.transcription.recordings import stems
+from whisper_lightning.transcription.recordings import _progress, stems
 from whisper_lightning.transcription.speech import Speech, Window
 
 RATE = 16_000
@@ -206,6 +208,9 @@ def test_speech_is_found_again_in_the_recording() -> None:
     times = [(word.start, word.end) for word in restored.words or []]
     assert times == [(3.5, 4.0), (6.0, 7.7), (27.4, 28.4)]
     assert (restored.start, restored.end) == (3.5, 28.4), "from its first to its last word"
+    words = [Word(2.5, 3.2, " a", 1.0), Word(3.1, 5.0, " b", 1.0), Word(5.0, 5.3, " c", 1.0)]
+    parts = list(speech.split(Segment(1, 0, 2.5, 5.3, " a b c", [], 0.0, 1.0, 0.0, words, 0.0)))
+    assert [(part.text, part.start, part.end) for part in parts] == [(" a", 3.5, 4.0), (" b c", 6.0, 8.0)]
     assert Speech.of(np.zeros(RATE, np.float32), []).windows(0.0, 0.0, 30.0) == []
 
 
@@ -238,6 +243,45 @@ def test_what_was_heard_badly_or_left_out_is_heard_again(
     kept = list(_judged([[((0.0, 8.0), [segment])]], speech, options, again))
     assert lengths == heard_again
     assert len(kept) == (heard_again != [8.0])
+
+
+@pytest.mark.parametrize("threshold", [None, 0.0])
+def test_pieces_share_a_window_unless_it_is_heard_badly(
+    model: str, threshold: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model doubts all that it writes; without a threshold nothing is heard badly."""
+    recognizer = open_recognizer(model)
+    windows = list[int]()
+    encode = recognizer.model.encode
+
+    def counting(features: Any) -> Any:
+        windows.append(1 if features.ndim == 2 else len(features))
+        return encode(features)
+
+    monkeypatch.setattr(recognizer.model, "encode", counting)
+    told = {"language": "es", "beam_size": 1, "max_new_tokens": 9, "word_timestamps": True, "temperature": 0.0}
+    told |= {"log_prob_threshold": threshold, "compression_ratio_threshold": None, "no_speech_threshold": None}
+    pieces = [(1.0, 3.0), (5.0, 8.0), (20.0, 24.0)]
+    noise = np.random.default_rng(0).normal(0, 0.1, 30 * RATE).astype(np.float32)
+    segments = list(_hear_again(recognizer, noise, 8, told, pieces))
+    assert windows == [1] * (1 if threshold is None else 1 + len(pieces))
+    assert segments
+    for segment in segments if threshold is None else []:
+        assert segment.words
+        assert segment.text == "".join(word.word for word in segment.words)
+        assert any(start <= segment.start <= segment.end <= end + 0.01 for start, end in pieces)
+
+
+def test_the_bar_goes_on_between_batches(capsys: pytest.CaptureFixture[str]) -> None:
+    with _progress(100.0) as done:
+        time.sleep(0.2)
+        done(10.0)
+        done(5.0)  # words of an earlier window
+        time.sleep(1.0)
+    shown = [int(seconds) for seconds in re.findall(r"(\d+)/100 s of audio", capsys.readouterr().err)]
+    assert shown[0] == 0
+    assert 20 < shown[1] < 99, "at 50 s of audio a second, known only to be 10"
+    assert shown[-1] == 10, "known"
 
 
 @pytest.mark.parametrize(
@@ -314,7 +358,7 @@ def test_no_window_is_heard_before_it_is_asked_for(model: str) -> None:
 
     windows = [(float(second), second + 0.5) for second in range(5)]
     segments, _ = listen(windows[:2])
-    batches = _in_turn(segments, windows, 2, listen)
+    batches = _in_turn(segments, [windows[:2], windows[2:4], windows[4:]], listen)
     found = []
     for number in range(1, 4):
         found += next(batches)

@@ -41,9 +41,7 @@ def run(args: list[str]) -> int:
     cues.add_argument("--max_seconds", type=float, default=7.0, help="that a cue is shown")
     heard = parser.add_argument_group("faster-whisper's own, by their names there")
     heard.add_argument("--sequential", action="store_true", help="one window after the other instead of batches")
-    heard.add_argument(
-        "--batch_size", type=int, default=0, help="windows that are heard at once; 0 for what suits the device"
-    )
+    heard.add_argument("--batch_size", type=int, default=0, help="windows that are heard at once; 0 for 8")
     heard.add_argument("--task", choices=["transcribe", "translate"], default="transcribe", help="translate to English")
     heard.add_argument("--beam_size", type=int, default=BEAM_SIZE, help=f"{BEAM_SIZE} by default")
     heard.add_argument("--temperature", type=float, nargs="+", default=[0.0, 0.2, 0.4, 0.6, 0.8, 1.0])

@@ -2,8 +2,8 @@
 
 faster-whisper's batched pipeline glues what is spoken together without any pause, lets the model tell no times, and
 takes every text as it comes. Here short pauses stay, and a model that can tell times does. And a window whose
-text repeats itself, that the model itself doubts, or where speech was left out, is heard again in short pieces. A piece
-that is heard badly too is heard by the sequential pipeline, at higher temperatures.
+text repeats itself, that the model itself doubts, or where speech was left out, is heard again in short pieces, which
+share windows with those of others. What is heard badly too is heard by the sequential pipeline, at higher temperatures.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 BEAM_SIZE = 3
 """As good as the usual 5 here, in less time."""
 WINDOW_SECONDS, PIECE_SECONDS = 30.0, 10.0
-"""Windows are as long as the model hears; what is heard again is heard in short pieces, of which none is left out."""
-BATCH_SIZES = {"cuda": 8, "cpu": 2}
-"""Windows that are heard at once by default; a processor is as fast with few, and tells sooner how far it is."""
+"""Windows are as long as the model hears; what is heard again is cut into short pieces, of which none is left out."""
+FIRST_BATCH, BATCH_SIZE = 3, 8
+"""Windows that are heard at once by default; the first batch is small, to tell soon how long the rest will take."""
 REST_SECONDS = 2.0
 """So much speech that no word is for has not been heard."""
 
@@ -47,23 +47,25 @@ def hear(
         recognizer: From `open_recognizer`.
         waveform: `(N,)` at 16 kHz.
         sequential: Hear one window after the other, each knowing what was said before.
-        batch_size: Windows that are heard at once; 0 for what suits the device.
+        batch_size: Windows that are heard at once; 0 for the default.
         options: Of faster-whisper's `transcribe`, by their names there.
     """
     told: dict[str, Any] = {"language": recognizer.language, "beam_size": BEAM_SIZE}
     told |= {"word_timestamps": True, "vad_filter": True, **options}
     told["suppress_tokens"] = list(recognizer.suppress_tokens)
-    batch_size = batch_size or BATCH_SIZES.get(recognizer.model.model.device, BATCH_SIZES["cpu"])
+    batch_size = batch_size or BATCH_SIZE
     if sequential or not told["vad_filter"]:
         segments, info = recognizer.model.transcribe(waveform, **told)
         return info.language, iter(segments)
     speech = find_speech(waveform, WINDOW_SECONDS)
     windows = speech.windows(0.0, speech.seconds, WINDOW_SECONDS)
-    segments, info = _at_once(recognizer, speech.waveform, told, windows[:batch_size])
+    first = min(FIRST_BATCH, batch_size)
+    batches = [windows[:first], *_batches(windows[first:], batch_size)]
+    segments, info = _at_once(recognizer, speech.waveform, told, batches[0])
     told["language"] = info.language
     listen = partial(_at_once, recognizer, speech.waveform, told)
     again = partial(_hear_again, recognizer, speech.waveform, batch_size, told)
-    judged = _judged(_in_turn(segments, windows, batch_size, listen), speech, info.transcription_options, again)
+    judged = _judged(_in_turn(segments, batches, listen), speech, info.transcription_options, again)
     return info.language, map(speech.restored, judged)
 
 
@@ -93,32 +95,41 @@ def _hear_again(
     told: dict[str, Any],
     pieces: list[Window],
 ) -> Iterator[Segment]:
-    """Hear pieces at once; what is still heard badly, alone, at higher temperatures and with a threshold of silence."""
+    """Hear pieces, as many in a window as it holds: each window is encoded at the same cost, however full.
+
+    Where that too is heard badly, each piece is heard alone, at higher temperatures and with a threshold of silence.
+    """
     if not pieces:
         return
-    listen = partial(_at_once, recognizer, waveform, told)
-    segments, info = listen(pieces[:batch_size])
-    for (start, end), heard in chain.from_iterable(_in_turn(segments, pieces, batch_size, listen)):
+    joined = Speech.of(waveform, [(int(start * SAMPLE_RATE_HZ), int(end * SAMPLE_RATE_HZ)) for start, end in pieces])
+    batches = _batches(joined.windows(0.0, joined.seconds, WINDOW_SECONDS), batch_size)
+    listen = partial(_at_once, recognizer, joined.waveform, told)
+    segments, info = listen(batches[0])
+    for (first, last), heard in chain.from_iterable(_in_turn(segments, batches, listen)):
         if any(_is_doubtful(segment, info.transcription_options) for segment in heard):
-            excerpt = waveform[int(start * SAMPLE_RATE_HZ) : int(end * SAMPLE_RATE_HZ)]
-            alone, _ = recognizer.model.transcribe(excerpt, **told | {"vad_filter": False})
-            yield from (_moved(segment, start) for segment in alone)
+            for (start, end), (begins, ends) in zip(pieces, joined.spans.tolist(), strict=True):
+                if first <= begins and ends <= last:
+                    excerpt = waveform[int(start * SAMPLE_RATE_HZ) : int(end * SAMPLE_RATE_HZ)]
+                    alone, _ = recognizer.model.transcribe(excerpt, **told | {"vad_filter": False})
+                    yield from (_moved(segment, start) for segment in alone)
         else:
-            yield from heard
+            yield from chain.from_iterable(map(joined.split, heard))
+
+
+def _batches(windows: list[Window], batch_size: int) -> list[list[Window]]:
+    return [windows[start : start + batch_size] for start in range(0, len(windows), batch_size)]
 
 
 def _in_turn(
     segments: Iterable[Segment],
-    windows: list[Window],
-    batch_size: int,
+    batches: list[list[Window]],
     listen: Callable[[list[Window]], tuple[Iterable[Segment], TranscriptionInfo]],
 ) -> Iterator[list[Heard]]:
     """Return what is heard in each window, batch by batch as they are asked for; the first batch has been begun."""
-    for start in range(0, len(windows), batch_size):
-        group = windows[start : start + batch_size]
-        if start:
-            segments, _ = listen(group)
-        yield list(zip(group, _by_window(segments, group), strict=True))
+    for number, batch in enumerate(batches):
+        if number:
+            segments, _ = listen(batch)
+        yield list(zip(batch, _by_window(segments, batch), strict=True))
 
 
 def _by_window(segments: Iterable[Segment], windows: Sequence[Window]) -> Iterator[list[Segment]]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import threading
+import time
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -52,7 +55,7 @@ def transcribe(
         recognizer: From `open_recognizer`.
         paths: Audio files.
         sequential: Hear one window after the other, each knowing what was said before.
-        batch_size: Windows that are heard at once; 0 for what suits the device.
+        batch_size: Windows that are heard at once; 0 for the default.
         options: Of faster-whisper's `transcribe`, by their names there.
 
     Yields:
@@ -62,10 +65,7 @@ def transcribe(
         UserError: The device has not the memory for such a batch.
     """
     lengths = [promised_seconds(path) for path in paths]
-    bar_format = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}]"
-    total = max(1.0, sum(lengths))
-    # What remains is told by the whole time so far: the last moments are a burst of segments, or a long batch.
-    with tqdm(total=total, desc="transcribing", bar_format=bar_format, smoothing=0, mininterval=0) as bar:
+    with _progress(sum(lengths)) as show:
         for number, path in enumerate(paths):
             before = sum(lengths[:number])
             try:
@@ -79,13 +79,50 @@ def transcribe(
                     language, pieces = hear(recognizer, waveform, sequential, batch_size, options)
                     for segment in pieces:
                         segments.append(segment)
-                        bar.update(max(0.0, before + min(segment.end, lengths[number]) - bar.n))
+                        show(before + min(segment.end, lengths[number]))
                 except RuntimeError as error:
                     if "out of memory" not in str(error):
                         raise
                     raise UserError("no memory for so many windows at once; lower --batch_size") from None
                 yield path, _transcript(path, waveform, language, segments)
-            bar.update(before + lengths[number] - bar.n)
+            show(before + lengths[number])
+
+
+@contextmanager
+def _progress(total: float) -> Iterator[Callable[[float], None]]:
+    """Show a bar, which goes on each second as fast as it has done so far: windows are heard many at once.
+
+    Args:
+        total: Seconds of audio.
+
+    Yields:
+        Takes how many seconds are done.
+    """
+    bar_format = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}]"
+    begun, stopped, known = time.monotonic(), threading.Event(), (0.0, 1.0)  # seconds of audio; after how many seconds
+
+    def done(seconds: float) -> None:
+        nonlocal known
+        known = max(known, (seconds, time.monotonic() - begun))
+
+    def draw(at_most: float) -> None:
+        seconds, after = known
+        bar.n = max(seconds, min(seconds * (time.monotonic() - begun) / after, at_most))
+        bar.refresh()
+
+    def tick() -> None:
+        while not stopped.wait(1.0):
+            draw(0.99 * bar.total)
+
+    with tqdm(total=max(1.0, total), desc="transcribing", bar_format=bar_format, smoothing=0) as bar:
+        clock = threading.Thread(target=tick, daemon=True)
+        clock.start()
+        try:
+            yield done
+        finally:
+            stopped.set()
+            clock.join()
+            draw(0.0)
 
 
 def _transcript(path: Path, waveform: NDArray[np.float32], language: str, segments: list[Segment]) -> Transcript:

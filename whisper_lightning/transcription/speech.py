@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -10,7 +13,7 @@ from numpy.typing import NDArray
 from whisper_lightning.audio.constants import SAMPLE_RATE_HZ
 
 if TYPE_CHECKING:
-    from faster_whisper.transcribe import Segment
+    from faster_whisper.transcribe import Segment, Word
 
 Window = tuple[float, float]
 """Part of the speech that is heard at once: from when to when, in seconds."""
@@ -68,16 +71,24 @@ class Speech(NamedTuple):
         """Return a segment its times in the recording; each word stays in one span, and none is shown over silence."""
         words = segment.words or []
         for each in words or [segment]:
-            each.start, each.end = self._place(each.start, each.end)
+            span = self._span(each)
+            times = np.clip([each.start, each.end], *self.spans[span]) + self.shifts[span]
+            each.start, each.end = times.round(3).tolist()
         if words:
             segment.start, segment.end = words[0].start, words[-1].end
         return segment
 
-    def _place(self, start: float, end: float) -> tuple[float, float]:
-        common = np.minimum(end, self.spans[:, 1]) - np.maximum(start, self.spans[:, 0])
-        span = int(common.argmax())
-        first, last = (np.clip([start, end], *self.spans[span]) + self.shifts[span]).round(3).tolist()
-        return first, last
+    def split(self, segment: Segment) -> Iterator[Segment]:
+        """Yield what is in one span after the other of a segment with words, with its times in the recording."""
+        for _, group in groupby(segment.words or [], self._span):
+            words = list(group)
+            text = "".join(word.word for word in words)
+            yield self.restored(replace(segment, text=text, words=words))
+
+    def _span(self, heard: Segment | Word) -> int:
+        """Return the number of the span that something that was heard has most of its time in."""
+        common = np.minimum(heard.end, self.spans[:, 1]) - np.maximum(heard.start, self.spans[:, 0])
+        return int(common.argmax())
 
 
 def find_speech(waveform: NDArray[np.float32], longest: float) -> Speech:
