@@ -28,8 +28,8 @@ BEAM_SIZE = 3
 """As good as the usual 5 here, in less time."""
 WINDOW_SECONDS, PIECE_SECONDS = 30.0, 10.0
 """Windows are as long as the model hears; what is heard again is cut into short pieces, of which none is left out."""
-FIRST_BATCH, BATCH_SIZE = 3, 8
-"""Windows that are heard at once by default; the first batch is small, to tell soon how long the rest will take."""
+BATCH_SIZE = 8
+"""Windows that are heard at once by default."""
 REST_SECONDS = 2.0
 """So much speech that no word is for has not been heard."""
 
@@ -59,8 +59,7 @@ def hear(
         return info.language, iter(segments)
     speech = find_speech(waveform, WINDOW_SECONDS)
     windows = speech.windows(0.0, speech.seconds, WINDOW_SECONDS)
-    first = min(FIRST_BATCH, batch_size)
-    batches = [windows[:first], *_batches(windows[first:], batch_size)]
+    batches = _batches(windows, batch_size)
     segments, info = _at_once(recognizer, speech.waveform, told, batches[0])
     told["language"] = info.language
     listen = partial(_at_once, recognizer, speech.waveform, told)
@@ -117,7 +116,9 @@ def _hear_again(
 
 
 def _batches(windows: list[Window], batch_size: int) -> list[list[Window]]:
-    return [windows[start : start + batch_size] for start in range(0, len(windows), batch_size)]
+    """Make batches, at least one; the first is the one that is not full, to tell soon how long the rest will take."""
+    first = len(windows) % batch_size or batch_size
+    return [windows[:first], *(windows[start : start + batch_size] for start in range(first, len(windows), batch_size))]
 
 
 def _in_turn(
