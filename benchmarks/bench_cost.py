@@ -1,4 +1,4 @@
-"""What a training step costs as batches grow: time and peak memory, beside what the cost functions say.
+"""What a training step costs: time and peak memory, beside what a rehearsal without any memory says of it.
 
 Each measurement has a process of its own: two steps of AdamW on random weights and noise. On a CPU the peak is that
 of the process above what it had before the model was made (Linux), with the C library told to give large blocks back
@@ -10,63 +10,42 @@ when they are freed, because it would keep several times as much; on a GPU, what
 from __future__ import annotations
 
 import argparse
-import math
 import multiprocessing
 import os
 import sys
-import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from transformers import WhisperConfig, WhisperForConditionalGeneration
+from transformers import WhisperConfig
 
 from benchmarks.bench import SHAPES
-from whisper_lightning.model.cost import num_parameters, rows_at_once, training_memory_bytes
-from whisper_lightning.model.optim import parameter_groups
-from whisper_lightning.model.whisper import label_loss, training_states
+from whisper_lightning.model.rehearsal import Load, Mode, Rehearsal
 from whisper_lightning.terminal import read_command_line
 
-MIB, GIB = 2**20, 2**30
+MIB = 2**20
 NUM_TOKENS = 27
-LARGER = {
-    "medium": {**SHAPES["small"], "d_model": 1024, "encoder_layers": 24, "decoder_layers": 24}
-    | {"encoder_ffn_dim": 4096, "decoder_ffn_dim": 4096},
-    "large-v3-turbo": {**SHAPES["small"], "d_model": 1280, "encoder_layers": 32, "decoder_layers": 4}
-    | {"encoder_ffn_dim": 5120, "decoder_ffn_dim": 5120, "num_mel_bins": 128, "vocab_size": 51_866},
+MODES = {
+    "all weights": Mode("32-true"),
+    "decoder alone": Mode("32-true", freeze_encoder=True),
+    "LoRA, rank 32": Mode("32-true", lora_rank=32),
+    "DoRA, rank 32": Mode("32-true", lora_rank=32, dora=True),
 }
-LENGTHS = [(2.5, math.inf), (5.0, math.inf), (10.0, math.inf), (30.0, math.inf)]
-"""Padded seconds of each utterance, and the limit on activations."""
-IN_PARTS = 60.0
 
 
-def take_steps(
-    size: str, batch_size: int, seconds: float, activation_seconds: float, mixed: bool
-) -> tuple[float, float]:
-    """Return the most memory that two steps needed, in bytes, and the seconds of the faster."""
+def take_steps(size: str, mode: Mode, load: Load) -> tuple[float, float, float]:
+    """Return the most that two steps needed, what the rehearsal says, in bytes, and the seconds of the second."""
+    rehearsal = Rehearsal(WhisperConfig(**SHAPES[size]), mode)
+    expected = rehearsal.training_bytes(load)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rehearsal.seconds(replace(load, rows=1, rows_at_once=1, seconds=0.1), device)  # what is loaded once
     before = 0 if device.type == "cuda" else _resident_bytes("VmRSS")
-    whisper = WhisperForConditionalGeneration(WhisperConfig(**SHAPES[size])).to(device).train()
-    optimizer = torch.optim.AdamW(parameter_groups(whisper.named_parameters(), 0.01), lr=1e-5, fused=True)
-    features = torch.randn(batch_size, whisper.config.num_mel_bins, int(100 * seconds), device=device)
-    tokens = torch.randint(0, 400, (batch_size, NUM_TOKENS), device=device)
-    positions = torch.arange(tokens.numel(), device=device)
-    rows = rows_at_once(batch_size, seconds, activation_seconds)
-    durations = []
-    for _ in range(2):
-        begin = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
-            loss = label_loss(
-                whisper, training_states(whisper, features, None, tokens, rows), positions, tokens.flatten()
-            )
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        optimizer.zero_grad()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        durations.append(time.perf_counter() - begin)
+    if device.type == "cpu":
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forgets the peak
+    seconds = rehearsal.seconds(load, device)
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else _resident_bytes("VmHWM") - before
-    return peak, min(durations)
+    return peak, expected, seconds
 
 
 def _resident_bytes(field: str) -> int:
@@ -75,7 +54,7 @@ def _resident_bytes(field: str) -> int:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Measure, compare, and tabulate what cannot be measured here."""
+    """Measure and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="*", choices=SHAPES, default=["tiny", "base"], help="to measure")
     parser.add_argument("--batch_size", type=int, default=8)
@@ -83,37 +62,20 @@ def main(args: list[str] | None = None) -> int:
     given = read_command_line(parser, args)
     os.environ["MALLOC_MMAP_THRESHOLD_"] = str(MIB)  # for the processes that are started
     heading = f"{'bf16' if given.mixed else 'fp32'}, batch of {given.batch_size}"
-    print(f"| {heading} | step, s | ms per padded second | peak, MiB | by the function, MiB | error |")
-    print("|---|---|---|---|---|---|")
-    for size in given.sizes:
-        for seconds, limit in [*LENGTHS, (30.0, IN_PARTS)]:
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                job = pool.submit(take_steps, size, given.batch_size, seconds, limit, given.mixed)
-                peak, step_seconds = job.result()
-            expected = estimate(SHAPES[size], given.batch_size, seconds, limit, given.mixed)
-            name = f"{size}, {seconds:g} s" + ("" if limit == math.inf else f", activation_seconds {limit:g}")
-            cells = [f"{step_seconds:.2f}", f"{1000 * step_seconds / given.batch_size / seconds:.0f}"]
-            cells += [f"{peak / MIB:,.0f}", f"{expected / MIB:,.0f}", f"{expected / peak - 1:+.0%}"]
-            print(f"| {name} | {' | '.join(cells)} |", flush=True)
-    print("\n| bf16-mixed, batch of 16, estimated GiB | parameters, M | 5 s | 30 s | 30 s, activation_seconds 120 |")
+    print(f"| {heading} | step, s | peak, MiB | by the rehearsal, MiB | error |")
     print("|---|---|---|---|---|")
-    for size, shape in {**SHAPES, **LARGER}.items():
-        lengths = [(5.0, math.inf), (30.0, math.inf), (30.0, 120.0)]
-        cells = [f"{estimate(shape, 16, seconds, limit, mixed=True) / GIB:.1f}" for seconds, limit in lengths]
-        print(f"| {size} | {num_parameters(WhisperConfig(**shape)) / 1e6:.0f} | {' | '.join(cells)} |")
+    rows = given.batch_size
+    loads = {f"{seconds:g} s": Load(rows, seconds, NUM_TOKENS, rows) for seconds in (5.0, 30.0)}
+    loads["30 s, in parts"] = Load(rows, 30.0, NUM_TOKENS, max(1, rows // 4))
+    for size in given.sizes:
+        for way, mode in MODES.items():
+            chosen = replace(mode, precision="bf16-mixed") if given.mixed else mode
+            for name, load in loads.items():
+                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                    peak, expected, seconds = pool.submit(take_steps, size, chosen, load).result()
+                cells = [f"{seconds:.2f}", f"{peak / MIB:,.0f}", f"{expected / MIB:,.0f}"]
+                print(f"| {size}, {way}, {name} | {' | '.join(cells)} | {expected / peak - 1:+.0%} |", flush=True)
     return 0
-
-
-def estimate(shape: dict[str, int], batch_size: int, seconds: float, activation_seconds: float, mixed: bool) -> float:
-    """Ask the memory function, in bytes."""
-    return training_memory_bytes(
-        WhisperConfig(**shape),
-        batch_size=batch_size,
-        seconds=seconds,
-        num_tokens=NUM_TOKENS,
-        mixed=mixed,
-        activation_seconds=activation_seconds,
-    )
 
 
 if __name__ == "__main__":

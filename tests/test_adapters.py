@@ -140,6 +140,26 @@ def test_a_run_continues_and_its_weights_begin_another(
     assert all((next_state[name] - weight).abs().max() <= 0.011 for name, weight in merged.items())
 
 
+@pytest.mark.parametrize(
+    "options", [[], ["--model.lora_rank=0", "--model.freeze_encoder=true"]], ids=["lora", "frozen"]
+)
+def test_what_is_frozen_is_kept_in_half_and_continues(options: list[str], material: Path, tmp_path: Path) -> None:
+    """In mixed precision; the model's weights are float16 on disk, as OpenAI's."""
+    told = [*options, "--trainer.precision=bf16-mixed", "--model.schedule=constant"]
+    assert main(arguments(material, tmp_path / "whole", *told)) == 0
+    assert main(arguments(material, tmp_path / "parts", *told, "--trainer.max_steps=2")) == 0
+    assert main(arguments(material, tmp_path / "parts", *told, "--ckpt_path=last")) == 0
+    whole, parts = read_state(tmp_path / "whole"), read_state(tmp_path / "parts")
+    assert all(torch.equal(weight, parts[name]) for name, weight in whole.items())
+    start = load_file(material / "model" / "model.safetensors")
+    halved = {name.replace(".base_layer", ""): weight for name, weight in whole.items() if weight.dtype == torch.half}
+    assert "whisper.model.encoder.layers.0.fc1.weight" in halved
+    assert all(torch.equal(weight.float(), start[name[8:]].float()) for name, weight in halved.items())
+    best = load_file(tmp_path / "whole" / "best" / "model.safetensors")
+    assert best.keys() == start.keys()
+    assert load(tmp_path / "whole" / "checkpoints" / "last.ckpt").dtype == torch.float32
+
+
 def test_the_mean_of_steps_is_of_merged_weights(material: Path, tmp_path: Path) -> None:
     assert main(arguments(material, tmp_path / "run", "--best.average=2")) == 0
     files = sorted((tmp_path / "run" / "checkpoints").glob("step-*.safetensors"))

@@ -53,7 +53,7 @@ def test_a_mistyped_option_is_one_short_line(
 
 def test_a_mistyped_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fti"]) == 2
-    commands = "fit, validate, test, predict, shards, evaluate, export, transcribe"
+    commands = "fit, validate, test, predict, plan, shards, evaluate, export, transcribe"
     assert one_error(capsys) == f"error: 'fti' is no command ({commands}); did you mean fit?"
 
 

@@ -31,11 +31,12 @@ TYPES = {
     "NoneType": "null",
 }
 LIGHTNINGS_COMMANDS = ("fit", "validate", "test", "predict")
-OTHER_COMMANDS = ("shards", "evaluate", "export", "transcribe")
+OTHER_COMMANDS = ("plan", "shards", "evaluate", "export", "transcribe")
 """Each is the module of that name beside this one."""
 HELP = """usage: whisper-lightning COMMAND [--config NAME.yaml] [--OPTION VALUE ...]    (or python -m whisper_lightning)
 
   fit         train, and measure before and after      (fit --config quickstart.yaml: shipped clips, a minute)
+  plan        what a run will need, what a card holds  (plan --config rtx3060.yaml --card 12)
   test        the word error rate of a model           (--model.checkpoint FOLDER --data.val test.csv)
   predict     transcripts of clips without sentences   (--model.checkpoint FOLDER --data.predict new.csv)
   validate    as test, on data.val
@@ -43,7 +44,6 @@ HELP = """usage: whisper-lightning COMMAND [--config NAME.yaml] [--OPTION VALUE 
   evaluate    compare models; a report to look at      (evaluate runs/NAME --data test.csv --report report)
   export      a model for other programs, checked      (export runs/NAME exported --formats hf,ct2)
   transcribe  recordings of any length, subtitles      (transcribe runs/NAME recording.mp3 --format srt)
-
 shipped configurations: {configurations}
 every option of a command: whisper-lightning COMMAND --help
 """

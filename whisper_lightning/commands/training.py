@@ -105,11 +105,7 @@ class WhisperCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Refuse impossible combinations before any work, and find shipped files."""
-        config = expand_home(self.config[self.config.subcommand])
-        for group, keys in (("data", ("train", "val", "test", "predict")), ("model", ("checkpoint",))):
-            for key in keys:
-                if isinstance(config[group][key], str) and find_shipped(config[group][key]).exists():
-                    config[group][key] = str(find_shipped(config[group][key]))
+        config = _find_files(self.config[self.config.subcommand])
         language_code(config.model.language)
         if self.config.subcommand == "fit":
             check_fit(config)
@@ -200,6 +196,16 @@ class WhisperCLI(LightningCLI):
         return defaults
 
 
+def _find_files(config: Namespace) -> Namespace:
+    """Write out `~`, and the paths of shipped files."""
+    config = expand_home(config)
+    for group, keys in (("data", ("train", "val", "test", "predict")), ("model", ("checkpoint",))):
+        for key in keys:
+            if isinstance(config[group][key], str) and find_shipped(config[group][key]).exists():
+                config[group][key] = str(find_shipped(config[group][key]))
+    return config
+
+
 def _check_folder(config: Namespace, folder: Path) -> None:
     """Find the checkpoint to resume from, or refuse a folder that already holds a run.
 
@@ -248,21 +254,54 @@ def _find_checkpoint(config: Namespace, folder: Path) -> None:
     config.ckpt_path = str(path)
 
 
+class OptionsOnly(WhisperCLI):
+    """Parses what `fit` takes, refuses what it refuses without looking at a run's folder, and does nothing."""
+
+    def before_instantiate_classes(self) -> None:
+        """Find shipped files."""
+        config = _find_files(self.config[self.config.subcommand])
+        check_fit(config)
+
+    def _set_seed(self) -> None:
+        """Draw nothing."""
+
+    def instantiate_classes(self) -> None:
+        """Make nothing."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run nothing."""
+
+
+def fit_options(args: list[str]) -> Namespace:
+    """Return the options of `fit`, parsed as there.
+
+    Raises:
+        UserError: There is no such option, or a value is wrong.
+    """
+    options: Namespace = _enter(OptionsOnly, ["fit", *args]).config["fit"]
+    return options
+
+
 def run(args: list[str] | None = None) -> int:
     """Train, validate, test or predict; return 0 where nothing is raised."""
+    _enter(WhisperCLI, sys.argv[1:] if args is None else args)
+    return 0
+
+
+def _enter(cli: type[WhisperCLI], args: list[str]) -> WhisperCLI:
     base = [str(folder / "base.yaml") for folder in CONFIG_FOLDERS]
     commands = LightningCLI.subcommands()
     refuse_environment(commands)
-    typed = (sys.argv[1:] if args is None else args)[0]
+    typed = args[0]
 
-    class OneCommand(WhisperCLI):
+    class OneCommand(cli):  # type: ignore[valid-type, misc]
         """Builds the parser of the command that was typed, not those of the other three: each takes 0.1 s."""
 
         @staticmethod
         def subcommands() -> dict[str, set[str]]:
             return {typed: commands[typed]} if typed in commands else commands
 
-    OneCommand(
+    return OneCommand(
         WhisperModule,
         SpeechDataModule,
         args=args,
@@ -271,4 +310,3 @@ def run(args: list[str] | None = None) -> int:
         save_config_callback=SaveConfig,
         parser_kwargs={name: {"default_config_files": base} for name in OneCommand.subcommands()},
     )
-    return 0

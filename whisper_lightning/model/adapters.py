@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 from transformers import WhisperForConditionalGeneration
 
 from whisper_lightning.errors import UserError
@@ -56,6 +57,21 @@ def add_adapters(
     with warnings.catch_warnings():  # of what it asks of transformers
         warnings.simplefilter("ignore")
         inject_adapter_in_model(config, whisper, adapter_name=NAME)
+    for module in whisper.modules():
+        if not dora and hasattr(module, "lora_A"):
+            module.cast_input_dtype_enabled = False  # under autocast it would keep one more copy of the input
+
+
+def halve_frozen(whisper: WhisperForConditionalGeneration) -> None:
+    """Hold the frozen matrices of all layers in float16 where that loses nothing, as with OpenAI's published weights.
+
+    For a step in mixed precision, which computes with 16-bit copies of them anyway.
+    """
+    for module in (*whisper.model.encoder.layers.modules(), *whisper.model.decoder.layers.modules()):
+        for weight in module.parameters(recurse=False) if isinstance(module, nn.Linear) else ():
+            half = weight.data.half()
+            if not weight.requires_grad and (weight.is_meta or torch.equal(half.float(), weight.data)):
+                weight.data = half
 
 
 def merge(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -71,12 +87,11 @@ def merge(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             down = state.get(f"{match[1]}.lora_A.{NAME}.weight") if match[2] == "weight" else None
             if down is not None:
                 up = state[f"{match[1]}.lora_B.{NAME}.weight"]
-                kind, weight = weight.dtype, weight.float()
+                weight = weight.float()
                 weight = weight + ALPHA / math.sqrt(len(down)) * (up.float() @ down.float())
                 length = state.get(f"{match[1]}.lora_magnitude_vector.{NAME}.weight")
                 if length is not None:
                     weight = length.float()[:, None] * weight / weight.norm(dim=1, keepdim=True)
-                weight = weight.to(kind)
         elif ".lora_" in name:
             continue
         merged[name] = weight

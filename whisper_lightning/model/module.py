@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import FSDPStrategy
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
@@ -17,7 +18,7 @@ from whisper_lightning.audio.features import log_mel, mel_filters
 from whisper_lightning.audio.read import Clip, to_waveform
 from whisper_lightning.batch import Batch, Decoded
 from whisper_lightning.hub import language_code, load_processor
-from whisper_lightning.model.adapters import add_adapters, merge, write_adapter
+from whisper_lightning.model.adapters import add_adapters, halve_frozen, merge, write_adapter
 from whisper_lightning.model.cost import rows_at_once
 from whisper_lightning.model.decode import decode, detect_languages
 from whisper_lightning.model.gradients import FiniteLosses, TokenMean, clip_gradients
@@ -114,6 +115,8 @@ class WhisperModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Let the decoder write the marks that the training sentences have, and say whether they have times."""
+        if stage == "fit" and "mixed" in self.trainer.precision and not isinstance(self.trainer.strategy, FSDPStrategy):
+            halve_frozen(self.whisper)
         data = getattr(self.trainer, "datamodule", None)
         if stage == "fit" and data is not None:
             self.whisper.generation_config.tells_times = bool(data.timestamps or data.pack)
