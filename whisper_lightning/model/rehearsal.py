@@ -87,7 +87,7 @@ class Rehearsal:
 
     def training_bytes(self, load: Load) -> int:
         """Return the peak of a training step with AdamW in the middle of a run, gradients and moments included."""
-        live = _LiveBytes(self._whisper)
+        live = _LiveBytes(self._whisper, mixed="mixed" in self._mode.precision)
         with self._fake, live:
             moments = self._moments()
             _backward(self._whisper, load, min(load.rows, 2 * load.rows_at_once), self._mode, CPU)
@@ -98,7 +98,7 @@ class Rehearsal:
     @torch.no_grad()
     def validation_bytes(self, load: Load) -> int:
         """Return the peak of a validation between two steps: loss and decode, with its cache of keys and values."""
-        live = _LiveBytes(self._whisper)
+        live = _LiveBytes(self._whisper, mixed="mixed" in self._mode.precision)
         with self._fake, live, _autocast(self._mode, CPU):
             moments = self._moments()
             features, tokens = _batch(self._config, load, CPU)
@@ -175,8 +175,9 @@ def _pretend(module: nn.Module, fake: FakeTensorMode) -> None:
 class _LiveBytes(TorchDispatchMode):
     """Counts the bytes of all storages that live, those of a module's weights included; the most there were: `peak`."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, *, mixed: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._mixed = mixed
         self.peak: int = 0
         self._now: int = 0
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
@@ -196,8 +197,9 @@ class _LiveBytes(TorchDispatchMode):
         self._now -= num_bytes
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # Gradients are mostly summed in place; of tensors that Python holds, as these, autograd makes new ones.
-        if func is ADD and not torch.is_grad_enabled() and torch._C._current_graph_task_id() != -1:
+        # In mixed precision autograd sums the embedding's two gradients in place; of tensors that Python holds, as
+        # these, it makes a new one.
+        if self._mixed and func is ADD and not torch.is_grad_enabled() and torch._C._current_graph_task_id() != -1:
             func = ADD_IN_PLACE
         out = func(*args, **(kwargs or {}))
         for each in tree_leaves(out):
