@@ -42,6 +42,22 @@ def test_a_plan(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sorted(corpus.rglob("*")) == before
     assert main(["plan", f"--model.checkpoint={MODEL}", "--data.batch_size=5", "--card", "0.01"]) == 0
     assert "it does NOT fit" in capsys.readouterr().out
+    capped = ["--data.max_batch_seconds=20", "--data.pack=0.5", "--trainer.precision=bf16"]
+    assert main(["plan", "--model.checkpoint=openai/whisper-tiny", *capped]) == 0
+    printed = capsys.readouterr().out
+    assert "training, at most 1 x 30.0 s" in printed, "a window of 30 s is alone in a batch of 20 s"
+    (rows,) = re.findall(r"validation, at most (\d+) x", printed)
+    assert 1 < int(rows) < 32
+
+
+def test_fewer_adapters_take_less() -> None:
+    load = Load(4, 4.0, 20, 4)
+    all_of_them, two = (
+        Rehearsal(_published("tiny"), Mode(lora_rank=32, lora_targets=targets))
+        for targets in (None, ["q_proj", "v_proj"])
+    )
+    assert two.num_trained < all_of_them.num_trained / 3
+    assert two.training_bytes(load) < all_of_them.training_bytes(load)
 
 
 @pytest.mark.slow

@@ -71,9 +71,13 @@ def run(args: list[str]) -> int:
     lengths = lengths[lengths <= shape.max_source_positions * SAMPLES_PER_POSITION]
     if not len(lengths):
         raise UserError(f"data.train: no clip in {options.data.train} is as short as what the model hears at once")
-    plan = plan_epoch(lengths, np.zeros(len(lengths), np.int64), _plan_options(options), seed=0, epoch=0)
+    rule = PlanOptions(options.data.batch_size, options.data.max_batch_seconds)
+    plan = plan_epoch(lengths, np.zeros(len(lengths), np.int64), rule, seed=0, epoch=0)
     training = _training_load(options, shape, plan)
-    validation = _load(options, shape, options.data.eval_batch_size, lengths.max())
+    evaluated = PlanOptions(options.data.eval_batch_size, options.data.max_batch_seconds).rows(
+        lengths.max(keepdims=True)
+    )
+    validation = _load(options, shape, int(evaluated[0]), lengths.max())
     rehearsal = Rehearsal(shape, mode)
     trained = 100 * rehearsal.num_trained / rehearsal.num_weights
     say(f"{options.model.checkpoint}: {rehearsal.num_weights / 1e6:.1f} M weights, {trained:.3g} % of them trained")
@@ -121,8 +125,9 @@ def _published(name: str) -> WhisperConfig:
 
 
 def _mode(options: Namespace) -> Mode:
-    model = options.model
-    return Mode(str(options.trainer.precision or "32-true"), model.lora_rank, model.dora, model.freeze_encoder)
+    model, precision = options.model, str(options.trainer.precision or "32-true")
+    precision = {"16": "16-mixed", "bf16": "bf16-mixed"}.get(precision, precision)  # as Lightning reads them
+    return Mode(precision, model.lora_rank, model.lora_targets, model.dora, model.freeze_encoder)
 
 
 def _lengths(data: Namespace) -> NDArray[np.int64]:
@@ -146,15 +151,16 @@ def _lengths(data: Namespace) -> NDArray[np.int64]:
     return lengths[lengths > 0]
 
 
-def _plan_options(options: Namespace) -> PlanOptions:
-    return PlanOptions(options.data.batch_size, options.data.max_batch_seconds)
+def _most_rows(data: Namespace, which: str, num_samples: int) -> int:
+    """Return how many utterances of one length share a batch at most."""
+    return int(PlanOptions(data[which], data.max_batch_seconds).rows(np.array([num_samples]))[0])
 
 
 def _training_load(options: Namespace, shape: WhisperConfig, plan: Plan) -> Load:
     """Return the batch of an epoch that is the most audio; with windows, a batch of full ones."""
     if options.data.pack:
-        longest = np.array([shape.max_source_positions * SAMPLES_PER_POSITION])
-        return _load(options, shape, int(_plan_options(options).rows(longest)[0]), longest[0])
+        full = shape.max_source_positions * SAMPLES_PER_POSITION
+        return _load(options, shape, _most_rows(options.data, "batch_size", full), full)
     largest = int((plan.sizes * plan.num_samples).argmax())
     return _load(options, shape, int(plan.sizes[largest]), plan.num_samples[largest])
 
@@ -184,7 +190,7 @@ def _checkpoint_bytes(rehearsal: Rehearsal) -> int:
 
 def _table(mode: Mode, training: Load, card: float) -> str:
     """Say for every published Whisper how many rows of the largest batch a card holds at once, and what that takes."""
-    whole = replace(mode, lora_rank=0, dora=False, freeze_encoder=False)
+    whole = Mode(mode.precision)
     ways = {"all weights": whole, "decoder alone": replace(whole, freeze_encoder=True)}
     if find_spec("peft") is not None:
         rank = mode.lora_rank or LORA_RANK

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,12 +38,14 @@ class Mode:
     Attributes:
         precision: Of the trainer; `bf16-mixed`, `16-mixed` or `32-true`.
         lora_rank: Of the adapters that alone are trained; 0 for none.
+        lora_targets: Matrices that have them; all by default.
         dora: Their rows' lengths are trained apart.
         freeze_encoder: The decoder alone is trained, or has adapters.
     """
 
     precision: str = "bf16-mixed"
     lora_rank: int = 0
+    lora_targets: Sequence[str] | None = None
     dora: bool = False
     freeze_encoder: bool = False
 
@@ -124,7 +127,7 @@ class Rehearsal:
 
     def _make(self) -> WhisperForConditionalGeneration:
         whisper = WhisperForConditionalGeneration(self._config).train()
-        add_adapters(whisper, self._mode.lora_rank, None, dora=self._mode.dora)
+        add_adapters(whisper, self._mode.lora_rank, self._mode.lora_targets, dora=self._mode.dora)
         if self._mode.freeze_encoder:
             whisper.model.encoder.requires_grad_(False)
         if "mixed" in self._mode.precision:
