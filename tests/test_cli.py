@@ -3,6 +3,7 @@
 import csv
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -30,6 +31,30 @@ def test_fit_leaves_everything_in_its_folder(corpus: Path, tmp_path: Path) -> No
     assert metrics["test/wer"].count() == 1
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 4
+
+
+def _ask_for_too_much(*_: object) -> torch.Tensor:
+    return torch.empty(2**58)
+
+
+def _find_too_little(*_: object) -> torch.Tensor:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nAnd more.")  # as torch words it
+
+
+@pytest.mark.parametrize("step", [_ask_for_too_much, _find_too_little])
+def test_no_memory_is_one_line(
+    step: Callable[..., torch.Tensor],
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("whisper_lightning.model.module.training_states", step)
+    assert main(quick_arguments(corpus, tmp_path / "run")) == 2
+    error = one_error(capsys)
+    assert "there is no memory for this (" in error
+    assert "--data.max_batch_seconds" in error
+    assert "whisper-lightning plan" in error
 
 
 def test_second_run_into_a_used_folder_is_refused(

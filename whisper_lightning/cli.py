@@ -18,6 +18,12 @@ from whisper_lightning.terminal import log_to_terminal, print_anything, say
 
 logger = logging.getLogger(__name__)
 
+ROOM = (
+    "lower --data.max_batch_seconds or --data.batch_size, or --data.eval_batch_size where it was a validation; "
+    "`whisper-lightning plan` with the options of fit says what it needs. What was saved before is whole"
+)
+"""What helps where there is no memory."""
+
 
 def main(args: list[str] | None = None) -> int:
     """Run the command line; the one door for the shell, tests and notebooks.
@@ -78,6 +84,13 @@ def _explain(error: Exception) -> tuple[str, int] | None:
     if is_full_disk(error):
         remedy = "what was saved before is whole. Make room, then continue with --ckpt_path last"
         return f"error: the disk is full ({error}); {remedy}", 2
+    if _is_out_of_memory(error):
+        return f"error: there is no memory for this ({str(error).splitlines()[0]}); {ROOM}", 2
     if (death := death_of_a_worker(error)) is not None:
         return f"error: {death}", death.exit_code if isinstance(death, Interrupted) else 2
     return None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Say whether torch found no memory, on a GPU or beside it; torch is not imported for that."""
+    return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator: can't allocate memory" in str(error)
