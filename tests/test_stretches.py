@@ -230,6 +230,37 @@ def test_a_run_on_subtitles(recording: Path, tmp_path: Path) -> None:
     assert len(builds - {built}) == 1
 
 
+def test_shards_of_a_recording_and_its_subtitles(
+    recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a folder they go there; without one, where a run looks for them."""
+    path = recording.with_suffix(".srt")
+    path.write_text(SRT, encoding="utf-8")
+    assert main(["shards", str(recording), str(path), str(tmp_path / "apart"), "--num_workers=1"]) == 0
+    first = capsys.readouterr().out
+    assert "2 utterances" in first
+    assert (tmp_path / "apart" / "index.json").is_file()
+    assert main(["shards", str(recording), str(path), "--num_workers=1"]) == 0
+    home = recording.parent / "charla.srt.shards"
+    (built,) = home.glob("*/index.json")
+    said = capsys.readouterr().out.splitlines()
+    assert said[:2] == first.splitlines()[:2]
+    assert said[2] == f"shards, and reasons in rejected.csv: {built.parent}"
+    assert main(["shards", str(path)]) == 0  # they are there
+    assert list(home.glob("*/index.json")) == [built]
+    other = recording.with_name("otra.flac")
+    other.touch()
+    capsys.readouterr()
+    for paths, words in (
+        ([other, path], ["charla.srt", "otra.flac", "one name"]),
+        ([path, tmp_path / "a", tmp_path / "b"], ["one source at a time"]),
+        ([recording.with_name("sola.srt")], ["sola.srt", "no such file"]),
+    ):
+        assert main(["shards", *map(str, paths)]) == 2
+        error = one_error(capsys)
+        assert all(word in error for word in words)
+
+
 def test_predict_takes_a_folder(corpus: Path, tmp_path: Path) -> None:
     options = ["--config=quickstart.yaml", f"--trainer.default_root_dir={tmp_path}", "--model.max_tokens=4"]
     options += [f"--model.checkpoint={MODEL}", f"--data.val={corpus / 'test.csv'}"]
