@@ -37,14 +37,18 @@ def test_a_plan(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "validation, at most 32 x" in printed
     assert "a card of 2 GiB has 1.7 GiB for that: it fits" in printed
     assert "12 utterances" in printed
+    assert "not counted" not in printed
     assert re.search(r"a step of 4 x \d\.\d s took \d+\.\d\d s \(cpu\): \d+\.\d min an epoch", printed)
     assert "GB of checkpoints" in printed
     assert sorted(corpus.rglob("*")) == before
     assert main(["plan", f"--model.checkpoint={MODEL}", "--data.batch_size=5", "--card", "0.01"]) == 0
     assert "it does NOT fit" in capsys.readouterr().out
+    with (corpus / "train.csv").open("a", encoding="utf-8") as file:
+        file.write("audio/absent.opus,No hay nada.\n")
     capped = ["--data.max_batch_seconds=20", "--data.pack=0.5", "--trainer.precision=bf16"]
     assert main(["plan", "--model.checkpoint=openai/whisper-tiny", *capped]) == 0
     printed = capsys.readouterr().out
+    assert "1 rows are not counted: no such file" in printed
     assert "training, at most 1 x 30.0 s" in printed, "a window of 30 s is alone in a batch of 20 s"
     (rows,) = re.findall(r"validation, at most (\d+) x", printed)
     assert 1 < int(rows) < 32

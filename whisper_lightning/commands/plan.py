@@ -58,7 +58,7 @@ LORA_RANK = 32
 def run(args: list[str]) -> int:
     """Print the plan."""
     parser = CommandLine("plan", __doc__)
-    parser.add_argument("--card", type=float, metavar="GIB", help="memory of the card that is meant; this machine's")
+    parser.add_argument("--card", type=float, metavar="GIB", help="its memory; by default this machine's, or 12")
     parser.add_argument("--measure", action="store_true", help="take two steps of random weights here, for the time")
     parser.add_argument("--table", action="store_true", help="which published models the card holds, trained how")
     given, rest = parser.parse_known_args(args)
@@ -67,8 +67,8 @@ def run(args: list[str]) -> int:
     card = given.card or _this_card()
     options = fit_options(rest)
     shape, mode = _shape(options.model.checkpoint), _mode(options)
-    lengths = _lengths(options.data)
-    lengths = lengths[lengths <= shape.max_source_positions * SAMPLES_PER_POSITION]
+    told = _lengths(options.data)
+    lengths = told[(told > 0) & (told <= shape.max_source_positions * SAMPLES_PER_POSITION)]
     if not len(lengths):
         raise UserError(f"data.train: no clip in {options.data.train} is as short as what the model hears at once")
     rule = PlanOptions(options.data.batch_size, options.data.max_batch_seconds)
@@ -88,6 +88,8 @@ def run(args: list[str]) -> int:
     say(f"a card of {card:.3g} GiB has {USABLE * card:.1f} GiB for that: {verdict}")
     hours = lengths.sum() / SAMPLE_RATE_HZ / 3600
     say(f"an epoch: {len(lengths):,} utterances, {hours:.2f} h, in {len(plan):,} batches (fewer with data.pack)")
+    if len(lengths) < len(told):
+        say(f"{len(told) - len(lengths):,} rows are not counted: no such file, no audio, longer than the model hears")
     if given.measure:
         say(_measure(options, shape, rehearsal, lengths))
     shards, checkpoints = 3600 * hours * SHARD_BYTES_PER_SECOND, 2 * _checkpoint_bytes(rehearsal)
@@ -131,7 +133,7 @@ def _mode(options: Namespace) -> Mode:
 
 
 def _lengths(data: Namespace) -> NDArray[np.int64]:
-    """Return the samples of each training utterance, as the files' headers or the shards' index tell them."""
+    """Return the samples of each row, as the files' headers or the shards' index tell them; 0 where nothing does."""
     if is_remote("data.train", data.train):
         raise UserError(f"data.train: {data.train} is remote; give a local copy, or shards of the same lengths")
     source = Path(data.train)
@@ -140,15 +142,14 @@ def _lengths(data: Namespace) -> NDArray[np.int64]:
     if not source.exists():
         raise UserError(f"data.train: {source}: no such file or folder")
     root = None if data.audio_root is None else Path(data.audio_root)
-    rows = [row for row in read_source(source, root, data.columns) if not row.reason]
     told = [
-        min(row.end, promised_seconds(Path(row.path))) - row.start
-        for row in tqdm(rows, desc="reading the files' headers", leave=False)
+        0.0 if row.reason else min(row.end, promised_seconds(Path(row.path))) - row.start
+        for row in tqdm(read_source(source, root, data.columns), desc="reading the files' headers", leave=False)
     ]
     lengths = (np.array(told) * SAMPLE_RATE_HZ).astype(np.int64)
     if not (lengths > 0).any():
         raise UserError(f"data.train: no file that {source} names tells its length; are the paths right?")
-    return lengths[lengths > 0]
+    return lengths
 
 
 def _most_rows(data: Namespace, which: str, num_samples: int) -> int:
